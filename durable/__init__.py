@@ -1,0 +1,95 @@
+"""Durable, fire-and-forget runs for Pydantic AI agents, on Celery and Redis.
+
+The names below are the public surface. They load when they are first used, so that a program which only needs
+`Client` needs only what `Client` needs.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from durable.agents import (
+        DurableAgent,
+        EventedAgent,
+        RunHandle,
+        RunResult,
+        create_durable_agent,
+        create_evented_agent,
+    )
+    from durable.chunks import Chunk
+    from durable.client import Backoff, Client
+    from durable.definition import RunInfo
+    from durable.errors import DurableError
+    from durable.fold import Folder, fold_text
+    from durable.settings import Settings
+    from durable.tools import ToolContext, emit, emit_sync, tool_context
+    from durable.views import AgentView, ChunkPage, PendingCall, RunPage, RunStatus, RunView
+
+_HOMES = {
+    "AgentView": "durable.views",
+    "Backoff": "durable.client",
+    "Chunk": "durable.chunks",
+    "ChunkPage": "durable.views",
+    "Client": "durable.client",
+    "DurableAgent": "durable.agents",
+    "DurableError": "durable.errors",
+    "EventedAgent": "durable.agents",
+    "Folder": "durable.fold",
+    "PendingCall": "durable.views",
+    "RunHandle": "durable.agents",
+    "RunInfo": "durable.definition",
+    "RunPage": "durable.views",
+    "RunResult": "durable.agents",
+    "RunStatus": "durable.views",
+    "RunView": "durable.views",
+    "Settings": "durable.settings",
+    "ToolContext": "durable.tools",
+    "create_durable_agent": "durable.agents",
+    "create_evented_agent": "durable.agents",
+    "emit": "durable.tools",
+    "emit_sync": "durable.tools",
+    "fold_text": "durable.fold",
+    "tool_context": "durable.tools",
+}
+
+__all__ = [
+    "AgentView",
+    "Backoff",
+    "Chunk",
+    "ChunkPage",
+    "Client",
+    "DurableAgent",
+    "DurableError",
+    "EventedAgent",
+    "Folder",
+    "PendingCall",
+    "RunHandle",
+    "RunInfo",
+    "RunPage",
+    "RunResult",
+    "RunStatus",
+    "RunView",
+    "Settings",
+    "ToolContext",
+    "create_durable_agent",
+    "create_evented_agent",
+    "emit",
+    "emit_sync",
+    "fold_text",
+    "tool_context",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

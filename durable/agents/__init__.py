@@ -1,0 +1,15 @@
+"""Wrapped agents: making them, calling them, finding them."""
+
+from durable.agents.agent import DurableAgent, EventedAgent, create_durable_agent, create_evented_agent
+from durable.agents.handle import RunHandle, RunResult
+from durable.agents.registry import load_agents
+
+__all__ = [
+    "DurableAgent",
+    "EventedAgent",
+    "RunHandle",
+    "RunResult",
+    "create_durable_agent",
+    "create_evented_agent",
+    "load_agents",
+]

@@ -1,0 +1,256 @@
+"""The wrapped agent and its methods.
+
+Both kinds write the same log in the same way. They differ in who executes a run: a Celery worker (`EventedAgent`), or a
+task of its own in the process that took the request (`DurableAgent`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import fakeredis
+from pydantic import SecretStr, ValidationError
+from pydantic_ai.agent import AbstractAgent
+from pydantic_ai.messages import ModelMessage
+from pydantic_ai.settings import ModelSettings
+from pydantic_ai.usage import UsageLimits
+
+from durable.agents.handle import RunHandle, RunResult
+from durable.backend import Backend
+from durable.chunks import Chunk
+from durable.chunks.base import Json
+from durable.conversation import Prompt, limits_to_json, messages_to_json, prompt_to_json, read_conversation
+from durable.definition import DEFAULT_MAX_STEPS, AgentDefinition, DepsFactory, OnToolError, define
+from durable.errors import InvalidRequest
+from durable.runs import NewRun, RunRequest
+from durable.settings import Settings
+from durable.store import Store
+
+Cache = str | Settings | None
+
+
+class DurableAgent:
+    """A Pydantic AI agent whose runs outlive whoever asked for them.
+
+    Made by `create_durable_agent`; runs are executed by this process, as tasks of their own.
+    """
+
+    def __init__(self, definition: AgentDefinition, cache: Cache) -> None:
+        self.definition = definition
+        self._cache = cache
+        self._backends: WeakKeyDictionary[asyncio.AbstractEventLoop, Backend] = WeakKeyDictionary()
+        self._memory = fakeredis.FakeServer(server_type="redis")
+
+    @property
+    def name(self) -> str:
+        """The agent's name: its address."""
+        return self.definition.name
+
+    @property
+    def agent(self) -> AbstractAgent[Any, Any]:
+        """The Pydantic AI agent itself."""
+        return self.definition.agent
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"
+
+    async def stream(
+        self,
+        prompt: Prompt | None = None,
+        *,
+        messages: Sequence[ModelMessage | dict[str, Any]] | None = None,
+        message_history: Sequence[ModelMessage] | None = None,
+        run_id: str | None = None,
+        idempotency_key: str | None = None,
+        metadata: Mapping[str, Json] | None = None,
+        model_settings: ModelSettings | None = None,
+        usage_limits: UsageLimits | None = None,
+        max_steps: int | None = None,
+        deps: Json = None,
+    ) -> RunHandle:
+        """Start a run and return at once. The run goes on whatever happens to the caller.
+
+        Args:
+            prompt: What the user says.
+            messages: Instead of a prompt: the conversation, ending with the user's message. `{"role", "content"}`
+                objects, or Pydantic AI messages.
+            message_history: Pydantic AI messages before the prompt.
+            run_id: The caller's own id. The same id with the same request finds the run that is there.
+            idempotency_key: Makes the request safe to repeat without an own id.
+            metadata: Attached to the run.
+            model_settings: As of the bare agent.
+            usage_limits: As of the bare agent.
+            max_steps: Model requests, at most; default: the agent's.
+            deps: JSON for the agent's `deps_factory` or `deps_type`.
+
+        Raises:
+            InvalidRequest: The request is not of the right shape.
+            RunConflict: The id or key belongs to another request.
+            ConfigurationError: No Redis is configured.
+            StoreUnavailable: Redis does not answer.
+        """
+        try:
+            request = RunRequest(
+                prompt=None if prompt is None else prompt_to_json(prompt),
+                messages=None if messages is None else _messages(messages),
+                message_history=None if message_history is None else messages_to_json(message_history),
+                model_settings=None if model_settings is None else dict(model_settings),
+                usage_limits=None if usage_limits is None else limits_to_json(usage_limits),
+                max_steps=max_steps,
+                deps=deps,
+            )
+            request.to_json()
+        except (ValidationError, ValueError) as error:
+            raise InvalidRequest("The request has no JSON form, or a value is out of range.") from error
+        read_conversation(request)
+        backend = await self._backend()
+        definition = self.definition
+        new = NewRun(
+            agent=definition.name,
+            kind=definition.kind,
+            queue=definition.queue,
+            request=request,
+            retention=definition.retention or backend.settings.retention_seconds,
+            run_id=run_id,
+            idempotency_key=idempotency_key,
+            metadata=metadata,
+        )
+        record, created = await backend.runs.create(new)
+        if created:
+            await backend.dispatch(record)
+        return RunHandle(backend, definition.agent, record.run_id)
+
+    async def generate(self, prompt: Prompt | None = None, **options: Any) -> RunResult:
+        """Start a run and wait for what it returns. Takes what `stream` takes; raises what `stream` and
+        `RunHandle.result` raise."""
+        return await (await self.stream(prompt, **options)).result()
+
+    async def observe(self, run_id: str, *, offset: int = 0) -> AsyncGenerator[Chunk]:
+        """The chunks of a run, from the start or after the first `offset`, as they are written; ends with the run.
+
+        Raises:
+            UnknownRun, RunExpired, InvalidRequest, StoreUnavailable: see `Observer.pages`.
+        """
+        async for chunk in (await self.handle(run_id)).observe(offset):
+            yield chunk
+
+    async def handle(self, run_id: str) -> RunHandle:
+        """A handle of a run that was started before, here or elsewhere."""
+        return RunHandle(await self._backend(), self.definition.agent, run_id)
+
+    async def aclose(self) -> None:
+        """Close the connections of this event loop; runs that this process executes are handed back."""
+        backend = self._backends.pop(asyncio.get_running_loop(), None)
+        if backend is not None:
+            await backend.__aexit__()
+
+    async def _backend(self) -> Backend:
+        loop = asyncio.get_running_loop()
+        backend = self._backends.get(loop)
+        if backend is None:
+            backend = self._backends[loop] = self._connect()
+            await backend.__aenter__()
+        return backend
+
+    def _connect(self) -> Backend:
+        settings, in_memory = self._settings()
+        store = Store.in_memory(self._memory, prefix=settings.prefix) if in_memory else Store.of(settings)
+        return Backend(store, settings, {self.name: self.definition}, celery=False)
+
+    def _settings(self) -> tuple[Settings, bool]:
+        """The settings, and whether the store is in memory."""
+        match self._cache:
+            case Settings():
+                return self._cache, self._cache.redis_url is None
+            case str():
+                return Settings(redis_url=SecretStr(self._cache)), False
+            case None:
+                settings = Settings()
+                return settings, settings.redis_url is None
+
+
+class EventedAgent(DurableAgent):
+    """A Pydantic AI agent whose runs are executed by Celery workers. Made by `create_evented_agent`."""
+
+    def _connect(self) -> Backend:
+        settings, _ = self._settings()
+        return Backend(Store.of(settings), settings)
+
+
+def create_durable_agent(
+    agent: AbstractAgent[Any, Any],
+    *,
+    cache: Cache = None,
+    max_steps: int = DEFAULT_MAX_STEPS,
+    deps_factory: DepsFactory | None = None,
+    queue: str | None = None,
+    retention: int | None = None,
+    on_tool_error: OnToolError = "fail",
+) -> DurableAgent:
+    """Wrap an agent. Its runs are executed by the process that takes the request, as tasks of their own; a worker that
+    has the agent may execute them too.
+
+    Args:
+        agent: Any Pydantic AI agent with a name.
+        cache: Redis URL, or settings. Default: `DURABLE_REDIS_URL`; without it a store in memory, for as long as
+            the process lives.
+        max_steps: Model requests in a run, at most. Default 20.
+        deps_factory: Makes the dependencies of a run from `RunInfo`; may be asynchronous, or return an
+            asynchronous context manager.
+        queue: The Celery queue of its runs. Default: `durable.<name>`.
+        retention: Seconds to keep an ended run. Default: `DURABLE_RETENTION_SECONDS`, 7 days.
+        on_tool_error: `fail`: a tool that raises ends the run, as it ends the bare agent's. `continue`: the model is
+            told.
+
+    Raises:
+        ConfigurationError: The agent has no name, or an option does not fit.
+    """
+    definition = define(
+        agent,
+        "durable",
+        queue=queue,
+        max_steps=max_steps,
+        deps_factory=deps_factory,
+        retention=retention,
+        on_tool_error=on_tool_error,
+    )
+    return DurableAgent(definition, cache)
+
+
+def create_evented_agent(
+    agent: AbstractAgent[Any, Any],
+    *,
+    cache: Cache = None,
+    max_steps: int = DEFAULT_MAX_STEPS,
+    deps_factory: DepsFactory | None = None,
+    queue: str | None = None,
+    retention: int | None = None,
+    on_tool_error: OnToolError = "fail",
+) -> EventedAgent:
+    """Wrap an agent. Its runs are executed by Celery workers that have the agent: fire and forget.
+
+    Takes what `create_durable_agent` takes. Needs Redis: using it without `cache=` and without `DURABLE_REDIS_URL` is a
+    `ConfigurationError` that says so.
+
+    Raises:
+        ConfigurationError: The agent has no name, or an option does not fit.
+    """
+    definition = define(
+        agent,
+        "evented",
+        queue=queue,
+        max_steps=max_steps,
+        deps_factory=deps_factory,
+        retention=retention,
+        on_tool_error=on_tool_error,
+    )
+    return EventedAgent(definition, cache)
+
+
+def _messages(messages: Sequence[ModelMessage | dict[str, Any]]) -> list[Json]:
+    if all(isinstance(message, dict) for message in messages):
+        return list(messages)
+    return messages_to_json([message for message in messages if not isinstance(message, dict)])

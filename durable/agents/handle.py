@@ -1,0 +1,118 @@
+"""A run in the hands of who asked for it: look at it, follow it, wait for it, cancel it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic_ai.agent import AbstractAgent
+from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter
+
+from durable.backend import Backend
+from durable.chunks import Chunk, Usage
+from durable.errors import RunCancelled, RunFailed
+from durable.outputs import restore_output
+from durable.runs import RunRecord
+from durable.views import RunStatus, RunView
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a completed run returned.
+
+    Attributes:
+        run_id: The run.
+        output: As the bare agent returns it, of the agent's output type.
+        usage: The tokens of the whole run.
+        messages: The whole conversation.
+    """
+
+    run_id: str
+    output: Any
+    usage: Usage
+    messages: tuple[ModelMessage, ...]
+    new_from: int
+
+    def all_messages(self) -> list[ModelMessage]:
+        """The whole conversation, with the history that it started from."""
+        return list(self.messages)
+
+    def new_messages(self) -> list[ModelMessage]:
+        """The conversation without the history that it started from."""
+        return list(self.messages[self.new_from :])
+
+
+class RunHandle:
+    """One run. Losing the handle loses nothing: `agent.handle(run_id)` gives another."""
+
+    def __init__(self, backend: Backend, agent: AbstractAgent[Any, Any], run_id: str) -> None:
+        self.run_id = run_id
+        self._backend = backend
+        self._agent = agent
+
+    def __repr__(self) -> str:
+        return f"RunHandle({self.run_id!r})"
+
+    async def status(self) -> RunView:
+        """What is known of the run now.
+
+        Raises:
+            UnknownRun, RunExpired: There is no such run.
+            StoreUnavailable: Redis does not answer.
+        """
+        return (await self._backend.runs.get(self.run_id)).view()
+
+    def observe(self, offset: int = 0) -> AsyncGenerator[Chunk]:
+        """The run's chunks, from the start or after the first `offset`, as they are written; ends with the run.
+
+        Raises:
+            UnknownRun, RunExpired, InvalidRequest, StoreUnavailable: see `Observer.pages`.
+        """
+        return self._backend.observer.chunks(self.run_id, offset)
+
+    def __aiter__(self) -> AsyncGenerator[Chunk]:
+        return self.observe()
+
+    async def result(self) -> RunResult:
+        """Wait for the run's end, and take what it returned.
+
+        Raises:
+            RunFailed, RunCancelled: It did not complete; `failure_code` tells why.
+            UnknownRun, RunExpired: There is no such run.
+            StoreUnavailable: Redis does not answer.
+        """
+        record = await self._ended()
+        view = record.view()
+        if view.status is RunStatus.CANCELLED:
+            raise RunCancelled(self.run_id, "run_cancelled", "The run was cancelled.")
+        if view.error is not None:
+            raise RunFailed(self.run_id, view.error.code, view.error.message)
+        messages = await self._backend.runs.messages(self.run_id)
+        return RunResult(
+            run_id=self.run_id,
+            output=restore_output(self._agent, view.output),
+            usage=view.usage or Usage(),
+            messages=tuple(ModelMessagesTypeAdapter.validate_json(messages or b"[]")),
+            new_from=int(record.fields.get("newMessages", b"0")),
+        )
+
+    async def cancel(self, reason: str | None = None) -> bool:
+        """Ask the run to end; False when it is cancelled already.
+
+        Raises:
+            RunEnded: It has completed or failed.
+            UnknownRun, RunExpired: There is no such run.
+            StoreUnavailable: Redis does not answer.
+        """
+        return await self._backend.runs.cancel(self.run_id, reason=reason)
+
+    async def _ended(self) -> RunRecord:
+        record = await self._backend.runs.get(self.run_id)
+        if not record.status.ended:
+            async with aclosing(self._backend.observer.pages(self.run_id, record.last_seq)) as pages:
+                async for _ in pages:
+                    pass
+            record = await self._backend.runs.get(self.run_id)
+        return record

@@ -1,0 +1,81 @@
+"""Everything that one process, in one event loop, needs of the run layer: put together here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Self
+
+from durable.announcements import Announcements
+from durable.definition import AgentDefinition
+from durable.dispatch import CeleryDispatcher, Dispatcher, InProcessDispatcher
+from durable.execution import Engine
+from durable.observer import Hub, Observer
+from durable.runs import RunRecord, Runs
+from durable.settings import Settings
+from durable.store import Store
+
+
+class Backend:
+    """The run layer of a process.
+
+    Args:
+        store: Where the runs are. Closed with the backend.
+        settings: Times, limits and addresses.
+        definitions: The agents that this process executes, by name. Without any it executes nothing.
+        celery: Whether runs go to workers. Without, this process executes what it is asked for.
+        on_stall: Called when this process's event loop stood still for too long.
+
+    Attributes:
+        engine: Executes runs; None in a process without agents.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        definitions: Mapping[str, AgentDefinition] | None = None,
+        *,
+        celery: bool = True,
+        on_stall: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.store = store
+        self.settings = settings
+        self.definitions = definitions or {}
+        self.runs = Runs(store, settings)
+        self.hub = Hub(store)
+        self.observer = Observer(store, self.runs, self.hub)
+        self.announcements = Announcements(store)
+        self.engine: Engine | None = None
+        self._celery = CeleryDispatcher(settings.celery_broker_url) if celery else None
+        self._here: Dispatcher | None = None
+        if self.definitions:
+            self.engine = Engine(store, settings, self.definitions, redispatch=self.dispatch_again, on_stall=on_stall)
+            self._here = InProcessDispatcher(self.engine.execute)
+
+    async def __aenter__(self) -> Self:
+        if self.engine is not None:
+            await self.engine.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self.engine is not None:
+            await self.engine.stop()
+        await self.hub.stop()
+        if self._celery is not None:
+            self._celery.close()
+        await self.store.aclose()
+
+    async def dispatch(self, record: RunRecord) -> None:
+        """Wake somebody who executes the run: this process, if the agent is executed where it is asked for, or a
+        worker."""
+        definition = self.definitions.get(record.agent)
+        dispatcher: Dispatcher | None = self._celery
+        if self._here is not None and (self._celery is None or (definition and definition.kind == "durable")):
+            dispatcher = self._here
+        if dispatcher is not None:
+            await dispatcher.dispatch(record)
+
+    async def dispatch_again(self, record: RunRecord) -> None:
+        """Wake somebody else: this process has handed the run back."""
+        if self._celery is not None:
+            await self._celery.dispatch(record)

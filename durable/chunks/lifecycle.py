@@ -1,0 +1,123 @@
+"""Chunks that frame a run: its start, its steps and its end."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from durable.chunks.base import Chunk, ErrorInfo, Json, StepResult, Usage, Wire
+
+
+class StartPayload(Wire):
+    """`id` is the agent's name."""
+
+    id: str
+    message_id: str
+
+
+class Start(Chunk):
+    """The run begins. Written once, by the first attempt."""
+
+    type: Literal["start"] = "start"
+    payload: StartPayload
+
+
+class VoidRange(Wire):
+    """The range of seqs, both ends included, whose model output no longer counts."""
+
+    from_: int = Field(alias="from")
+    to: int
+
+
+class StepStartPayload(Wire):
+    """`void` tells that an earlier attempt's model response was torn; see the wire format."""
+
+    step_id: str
+    message_id: str
+    started_at: int
+    request: dict[str, Json]
+    warnings: list[Json] | None = None
+    void: VoidRange | None = None
+
+
+class StepStart(Chunk):
+    """A model request begins."""
+
+    type: Literal["step-start"] = "step-start"
+    payload: StepStartPayload
+
+
+class StepOutput(Wire):
+    """What one step produced."""
+
+    text: str | None = None
+    usage: Usage
+    tool_calls: list[Json] | None = None
+
+
+class StepFinishPayload(Wire):
+    """`metadata` is open."""
+
+    message_id: str | None = None
+    step_result: StepResult
+    output: StepOutput
+    metadata: dict[str, Json]
+
+
+class StepFinish(Chunk):
+    """A step has ended: its model response and all tools that it called."""
+
+    type: Literal["step-finish"] = "step-finish"
+    payload: StepFinishPayload
+
+
+class TurnOutput(Wire):
+    """What a turn produced. `object` is the validated output when it is not text."""
+
+    text: str
+    usage: Usage
+    steps: list[Json]
+    object: Json | None = None
+
+
+class FinishPayload(Wire):
+    """`maxStepsReached` is set when the step limit, not the model, ended the turn."""
+
+    output: TurnOutput
+    step_result: StepResult
+    max_steps_reached: bool | None = None
+
+
+class Finish(Chunk):
+    """A turn has ended. With `final` in the envelope, so has the run."""
+
+    type: Literal["finish"] = "finish"
+    payload: FinishPayload
+
+
+class ErrorPayload(Wire):
+    """Why the run failed."""
+
+    error: ErrorInfo
+
+
+class Error(Chunk):
+    """The run failed; `finish` with reason `error` follows."""
+
+    type: Literal["error"] = "error"
+    payload: ErrorPayload
+
+
+class AbortPayload(Wire):
+    """Why, and by whom the run was cancelled, as far as they said so."""
+
+    reason: str | None = None
+    actor: str | None = None
+
+
+class Abort(Chunk):
+    """The run was cancelled; `finish` with reason `abort` follows."""
+
+    type: Literal["abort"] = "abort"
+    payload: AbortPayload

@@ -1,0 +1,106 @@
+"""Chunks of tool calls: the arguments as they stream, the call, and its outcome."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from durable.chunks.base import Chunk, ErrorInfo, Json, Wire
+
+
+class ToolPayload(Wire):
+    """Names the call within the run."""
+
+    tool_call_id: str
+    tool_name: str
+    provider_executed: bool | None = None
+    provider_metadata: dict[str, Json] | None = None
+
+
+class ToolCallInputStreamingStart(Chunk):
+    """The arguments of a call begin."""
+
+    type: Literal["tool-call-input-streaming-start"] = "tool-call-input-streaming-start"
+    payload: ToolPayload
+
+
+class ToolCallDeltaPayload(Wire):
+    """A piece of the arguments' JSON text."""
+
+    tool_call_id: str
+    tool_name: str | None = None
+    args_text_delta: str
+
+
+class ToolCallDelta(Chunk):
+    """More of a call's arguments. Neighbours may have been merged."""
+
+    type: Literal["tool-call-delta"] = "tool-call-delta"
+    payload: ToolCallDeltaPayload
+
+
+class ToolCallEndPayload(Wire):
+    """Names the call."""
+
+    tool_call_id: str
+
+
+class ToolCallInputStreamingEnd(Chunk):
+    """The arguments of a call have ended."""
+
+    type: Literal["tool-call-input-streaming-end"] = "tool-call-input-streaming-end"
+    payload: ToolCallEndPayload
+
+
+class ToolCallPayload(ToolPayload):
+    """`args` is missing when the model's JSON was broken."""
+
+    args: Json = None
+
+
+class ToolCall(Chunk):
+    """The model calls a tool."""
+
+    type: Literal["tool-call"] = "tool-call"
+    payload: ToolCallPayload
+
+
+class ToolResultPayload(ToolCallPayload):
+    """What the tool returned, as JSON."""
+
+    result: Json
+    is_error: bool | None = None
+
+
+class ToolResult(Chunk):
+    """A call has ended with a value."""
+
+    type: Literal["tool-result"] = "tool-result"
+    payload: ToolResultPayload
+
+
+class ToolErrorPayload(ToolCallPayload):
+    """Why there is no value."""
+
+    error: ErrorInfo
+
+
+class ToolError(Chunk):
+    """A call has ended without a value."""
+
+    type: Literal["tool-error"] = "tool-error"
+    payload: ToolErrorPayload
+
+
+class ToolOutputPayload(Wire):
+    """Something that a tool said while it was running."""
+
+    output: Json
+    tool_call_id: str
+    tool_name: str | None = None
+
+
+class ToolOutput(Chunk):
+    """A running tool speaks."""
+
+    type: Literal["tool-output"] = "tool-output"
+    payload: ToolOutputPayload

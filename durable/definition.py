@@ -1,0 +1,84 @@
+"""What a wrapped agent is: the Pydantic AI agent and how its runs are to be executed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from pydantic_ai.agent import AbstractAgent
+
+from durable.chunks.base import Json
+from durable.errors import ConfigurationError
+
+DEFAULT_MAX_STEPS: Final = 20
+AGENT_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}", re.ASCII)
+
+AgentKind = Literal["evented", "durable"]
+OnToolError = Literal["fail", "continue"]
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a `deps_factory` may know of the run it makes dependencies for.
+
+    Attributes:
+        run_id: The run.
+        agent: The agent's name.
+        attempt: The attempt, from 1.
+        metadata: What the caller attached to the run.
+        deps: What the caller gave as `deps`, as JSON.
+    """
+
+    run_id: str
+    agent: str
+    attempt: int
+    metadata: dict[str, Json]
+    deps: Json
+
+
+DepsFactory = Callable[[RunInfo], Any | Awaitable[Any] | AbstractAsyncContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class AgentDefinition:
+    """A wrapped agent.
+
+    Attributes:
+        name: The Pydantic AI agent's name: its address.
+        agent: The Pydantic AI agent.
+        kind: `evented`: Celery workers execute its runs. `durable`: the process that takes the request does.
+        max_steps: Model requests in a run, at most, unless the caller says otherwise.
+        deps_factory: Makes the dependencies of a run.
+        queue: The Celery queue of its runs.
+        retention: Seconds to keep an ended run; the deployment's default when None.
+        on_tool_error: Whether a tool that raises fails the run, or the model is told.
+    """
+
+    name: str
+    agent: AbstractAgent[Any, Any]
+    kind: AgentKind
+    max_steps: int = DEFAULT_MAX_STEPS
+    deps_factory: DepsFactory | None = None
+    queue: str = ""
+    retention: int | None = None
+    on_tool_error: OnToolError = "fail"
+
+    def __post_init__(self) -> None:
+        if not AGENT_NAME.fullmatch(self.name):
+            raise ConfigurationError("An agent's name is 1 to 128 letters, digits, '_', '-' or '.'.")
+        if self.max_steps < 1:
+            raise ConfigurationError("max_steps must be at least 1.")
+
+
+def define(agent: AbstractAgent[Any, Any], kind: AgentKind, *, queue: str | None, **options: Any) -> AgentDefinition:
+    """Make the definition of an agent.
+
+    Raises:
+        ConfigurationError: The agent has no name, or an option does not fit.
+    """
+    if not agent.name:
+        raise ConfigurationError("The agent needs a name: Agent(…, name='support'). Runs are addressed by it.")
+    return AgentDefinition(name=agent.name, agent=agent, kind=kind, queue=queue or f"durable.{agent.name}", **options)

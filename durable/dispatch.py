@@ -1,0 +1,105 @@
+"""Sending the wake-up of a run: a hint that it is time to claim it. It carries the run's id and nothing else.
+
+A lost or doubled wake-up does no harm: what is true stands in the store. This is the one module of the package that
+knows Celery, and only as a producer that sends a task by its name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Protocol
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from durable.runs import RunRecord
+
+log = logging.getLogger(__name__)
+
+EXECUTE: Final = "durable.execute"
+"""The name of the Celery task that executes a run."""
+NEW: Final = 6
+AGAIN: Final = 0
+"""Celery priorities (0 is served first): runs that were begun before go ahead of new ones."""
+
+
+class Dispatcher(Protocol):
+    """Wakes somebody who executes the run."""
+
+    async def dispatch(self, record: RunRecord) -> None:
+        """Send the wake-up. A failure is logged, not raised: the wake-up is repeated later."""
+
+
+class InProcessDispatcher:
+    """Executes runs in this process, as tasks of their own: nobody who asked for a run holds it."""
+
+    def __init__(self, execute: Callable[[str], Awaitable[Any]]) -> None:
+        self._execute = execute
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def dispatch(self, record: RunRecord) -> None:
+        """Begin to execute the run."""
+        task = asyncio.get_running_loop().create_task(self._run(record.run_id), name=f"execute-{record.run_id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, run_id: str) -> None:
+        try:
+            await self._execute(run_id)
+        except Exception as error:  # noqa: BLE001 - nobody awaits this task; the run is still in the store
+            log.warning("run %s could not be executed: %s", run_id, type(error).__name__)
+
+
+class CeleryDispatcher:
+    """Sends the wake-up to the Celery queue of the run's agent.
+
+    Args:
+        broker_url: Celery's broker.
+    """
+
+    def __init__(self, broker_url: str) -> None:
+        self._app = producer(broker_url)
+
+    async def dispatch(self, record: RunRecord) -> None:
+        """Send the message, from a thread: Celery's producer blocks."""
+        try:
+            await asyncio.to_thread(self._send, record)
+        except (OperationalError, OSError) as error:
+            log.warning("run %s: its wake-up was not sent: %s", record.run_id, type(error).__name__)
+
+    def close(self) -> None:
+        """Close the connections to the broker."""
+        self._app.close()
+
+    def _send(self, record: RunRecord) -> None:
+        again = record.token > 0
+        self._app.send_task(
+            EXECUTE,
+            args=[record.run_id],
+            task_id=f"{record.run_id}.{record.token + 1}" if again else record.run_id,
+            queue=record.queue,
+            priority=AGAIN if again else NEW,
+            shadow=f"agent:{record.agent}",
+            ignore_result=True,
+            retry=True,
+            retry_policy={"max_retries": 1, "interval_start": 0.05},
+        )
+
+
+def producer(broker_url: str) -> Celery:
+    """A Celery app that sends wake-ups. Workers use the same settings."""
+    app = Celery("durable", broker=broker_url, set_as_current=False)
+    app.conf.update(
+        task_serializer="json",
+        result_serializer="json",
+        accept_content=["json"],
+        task_ignore_result=True,
+        task_send_sent_event=True,
+        task_default_queue="durable",
+        task_create_missing_queues=True,
+        broker_connection_retry_on_startup=True,
+        broker_transport_options={"priority_steps": [AGAIN, NEW], "socket_connect_timeout": 2, "socket_timeout": 5},
+    )
+    return app

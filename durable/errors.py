@@ -1,0 +1,131 @@
+"""The error tree. Each class has one stable `code`; the API maps classes to HTTP statuses in one place.
+
+    DurableError
+    ├── ConfigurationError        something this process needs is not set up
+    ├── InvalidRequest            the caller's input is wrong
+    │   └── RequestTooLarge       … in size
+    ├── UnknownAgent              no worker ever announced this name, and it is not imported here
+    ├── UnknownRun                there never was such a run, or it is forgotten
+    ├── RunExpired                the run was there; its retention has passed
+    ├── RunConflict               the run id or idempotency key belongs to another request
+    ├── RunEnded                  the run has ended; it can't change any more
+    ├── StoreUnavailable          Redis does not answer; nothing was written, or the same call may be repeated
+    ├── LeaseLost                 this attempt no longer owns its run; whatever it writes is refused
+    ├── RunUnsuccessful           raised by `result()` of a run that did not complete
+    │   ├── RunFailed
+    │   └── RunCancelled
+    ├── ToolResultInvalid         a tool returned what can't be recorded
+    └── ServerUnreachable         raised by the client: no server answers at its URL, or not one of ours
+
+A message never carries a prompt, a secret, an exception text of user code or a stack trace: it may be shown to anybody
+who may see the run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class DurableError(Exception):
+    """An error of the run layer."""
+
+    # Each class sets it. Only the client sets it on an instance: for a code that its version has no class for.
+    code: str = "internal_error"
+
+    def __init__(self, message: str | None = None, **details: Any) -> None:
+        self.message = message or (type(self).__doc__ or "").splitlines()[0]
+        self.details = details
+        super().__init__(self.message)
+
+
+class ConfigurationError(DurableError):
+    """This process lacks something that it needs."""
+
+    code = "configuration_error"
+
+
+class InvalidRequest(DurableError):
+    """The request is not valid."""
+
+    code = "invalid_request"
+
+
+class RequestTooLarge(InvalidRequest):
+    """The request is larger than this server accepts."""
+
+    code = "request_too_large"
+
+
+class UnknownAgent(DurableError):
+    """No agent of this name was ever announced."""
+
+    code = "unknown_agent"
+
+
+class UnknownRun(DurableError):
+    """There is no run with this id."""
+
+    code = "unknown_run"
+
+
+class RunExpired(DurableError):
+    """The run has ended and its retention has passed."""
+
+    code = "run_expired"
+
+
+class RunConflict(DurableError):
+    """The run id or idempotency key was used for a different request."""
+
+    code = "run_conflict"
+
+
+class RunEnded(DurableError):
+    """The run has already ended."""
+
+    code = "run_ended"
+
+
+class StoreUnavailable(DurableError):
+    """The store does not answer. The same request may be sent again."""
+
+    code = "store_unavailable"
+
+
+class LeaseLost(DurableError):
+    """This attempt no longer owns the run."""
+
+    code = "lease_lost"
+
+
+class RunUnsuccessful(DurableError):
+    """The run ended without completing."""
+
+    def __init__(self, run_id: str, code: str, message: str) -> None:
+        super().__init__(message, runId=run_id)
+        self.run_id = run_id
+        self.failure_code = code
+
+
+class RunFailed(RunUnsuccessful):
+    """The run failed."""
+
+    code = "run_failed"
+
+
+class RunCancelled(RunUnsuccessful):
+    """The run was cancelled."""
+
+    code = "run_cancelled"
+
+
+class ToolResultInvalid(DurableError):
+    """The tool returned a value that can't be recorded."""
+
+    code = "tool_result_invalid"
+
+
+class ServerUnreachable(DurableError):
+    """The server can't be reached."""
+
+    code = "server_unreachable"

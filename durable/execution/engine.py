@@ -1,0 +1,207 @@
+"""What a process executes runs with: its appender, its leases, its ear for cancels, and the attempts under way.
+
+An engine belongs to one event loop. It claims a run before it touches it, and gives back what it can't finish.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from pydantic_ai import Agent
+
+from durable.appender import Appender, RunWriter
+from durable.definition import AgentDefinition
+from durable.errors import DurableError, StoreUnavailable
+from durable.execution.attempt import Attempt, Outcome, Stop
+from durable.leases import Lease, LeaseKeeper, Refusal, claim, release
+from durable.runs import WAKE_GRACE, RunRecord, Runs
+from durable.settings import Settings
+from durable.store import UNAVAILABLE, Store, close_pubsub, text
+
+log = logging.getLogger(__name__)
+
+Redispatch = Callable[[RunRecord], Awaitable[None]]
+
+
+class Engine:
+    """Executes the runs of the agents that it knows.
+
+    Args:
+        store: Where the runs are.
+        settings: Times and limits.
+        definitions: The agents, by name. Looked up when a run begins.
+        redispatch: Sends the wake-up of a run that was handed back.
+        on_stall: Called, in another thread, when the event loop stood still for too long; a worker exits then.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        definitions: Mapping[str, AgentDefinition],
+        *,
+        redispatch: Redispatch,
+        on_stall: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._store = store
+        self._settings = settings
+        self._definitions = definitions
+        self._redispatch = redispatch
+        self._runs = Runs(store, settings)
+        self._appender = Appender(store, settings)
+        self._keeper = LeaseKeeper(store, settings, on_stall)
+        self._attempts: dict[str, Attempt | None] = {}
+        self._early_cancels: set[str] = set()
+        self._changed = asyncio.Event()
+        self._executor = ThreadPoolExecutor(settings.tool_threads, thread_name_prefix="tool")
+        self._ear: asyncio.Task[None] | None = None
+        self._draining = False
+
+    async def start(self) -> None:
+        """Begin, in the running event loop."""
+        self._appender.start()
+        self._keeper.start()
+        self._ear = asyncio.get_running_loop().create_task(self._hear_cancels(), name="cancels")
+
+    async def stop(self) -> None:
+        """Hand back what is under way, and end."""
+        await self.drain(0)
+        if self._ear is not None:
+            self._ear.cancel()
+            await asyncio.gather(self._ear, return_exceptions=True)
+        await self._keeper.stop()
+        await self._appender.stop()
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def under_way(self) -> int:
+        """How many runs are being executed."""
+        return len(self._attempts)
+
+    async def execute(self, run_id: str) -> Outcome | None:
+        """Execute a run, to its end or until it is handed back; None when it is not ours to execute.
+
+        A run that somebody else executes, that waits, that has ended or that does not exist is left alone: the same
+        message may arrive any number of times.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        if self._draining:
+            await self._redispatch(await self._runs.get(run_id))
+            return Outcome.HANDED_BACK
+        lease = await claim(self._store, self._settings, run_id, self.owner)
+        if isinstance(lease, Refusal):
+            log.info("run %s is not executed here: %s", run_id, lease.reason)
+            return None
+        self._keeper.add(lease)
+        self._attempts[run_id] = None
+        try:
+            outcome = await self._attempt(lease)
+        except BaseException:
+            # Nothing is known of what happened; whoever comes next starts from what is stored.
+            await asyncio.shield(self._hand_back(lease))
+            raise
+        finally:
+            self._keeper.remove(lease)
+            self._attempts.pop(run_id, None)
+            self._changed.set()
+        if outcome is Outcome.HANDED_BACK:
+            await self._hand_back(lease)
+        log.info("run %s, attempt %d: %s", run_id, lease.token, outcome)
+        return outcome
+
+    def cancel(self, run_id: str) -> None:
+        """End a run as cancelled, if it is executed here."""
+        if run_id in self._attempts:
+            attempt = self._attempts[run_id]
+            if attempt is None:
+                self._early_cancels.add(run_id)
+            else:
+                attempt.stop(Stop.CANCEL)
+
+    def hand_back(self, run_id: str) -> None:
+        """Give a run back to the queue, if it is executed here."""
+        attempt = self._attempts.get(run_id)
+        if attempt is not None:
+            attempt.stop(Stop.HAND_BACK)
+
+    async def drain(self, grace: float) -> None:
+        """Begin no more runs; let those under way go on for `grace` seconds, then hand them back."""
+        self._draining = True
+        try:
+            async with asyncio.timeout(grace):
+                await self._nothing_under_way()
+        except TimeoutError:
+            for run_id in list(self._attempts):
+                self.hand_back(run_id)
+            await self._nothing_under_way()
+
+    async def _nothing_under_way(self) -> None:
+        while self._attempts:
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def _attempt(self, lease: Lease) -> Outcome:
+        record = await self._runs.get(lease.run_id)
+        definition = self._definitions.get(record.agent)
+        if definition is None:
+            log.error("run %s: the agent %r is not registered here", lease.run_id, record.agent)
+            return Outcome.HANDED_BACK
+        writer = RunWriter(self._appender, lease)
+        request = await self._runs.request(lease.run_id)
+        attempt = Attempt(definition, record, request, writer, self._settings)
+        lease.on_lost = writer.on_fenced = lambda: attempt.stop(Stop.LOST)
+        self._attempts[lease.run_id] = attempt
+        with Agent.using_thread_executor(self._executor):
+            task = attempt.start()
+        if lease.lost:
+            attempt.stop(Stop.LOST)
+        if lease.run_id in self._early_cancels:
+            self._early_cancels.discard(lease.run_id)
+            attempt.stop(Stop.CANCEL)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            attempt.stop(Stop.HAND_BACK)
+            await asyncio.gather(task, return_exceptions=True)
+            raise
+
+    async def _hand_back(self, lease: Lease) -> None:
+        """Put the run back into the queue, and wake somebody. If that fails, its lease simply runs out."""
+        try:
+            if await release(self._store, lease, wake_after=WAKE_GRACE):
+                await self._redispatch(await self._runs.get(lease.run_id))
+        except DurableError as error:
+            log.warning("run %s could not be handed back: %s", lease.run_id, error.code)
+
+    async def _hear_cancels(self) -> None:
+        while True:
+            pubsub = self._store.pubsub()
+            try:
+                await pubsub.subscribe(self._store.keys.cancels)
+                await self._look_for_cancels()
+                while True:
+                    message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=None)
+                    if message is not None:
+                        self.cancel(text(message["data"]))
+            except (StoreUnavailable, *UNAVAILABLE) as error:
+                log.warning("cancels are not heard: %s", type(error).__name__)
+                await asyncio.sleep(0.2)
+            finally:
+                await close_pubsub(pubsub)
+
+    async def _look_for_cancels(self) -> None:
+        """Cancels that were announced while nobody listened."""
+        for run_id in list(self._attempts):
+            async with self._store.guard():
+                asked = await self._store.redis.hexists(self._store.keys.run(run_id), "cancelRequested")
+            if asked:
+                self.cancel(run_id)

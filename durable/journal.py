@@ -1,0 +1,101 @@
+"""Reading a run's log: entries from any cursor, and what the wire adds to a chunk's body.
+
+A log is dense: its chunks are numbered 1, 2, 3 …; an entry holds one or more of them. A cursor is the last seq that its
+reader has; it may lie inside an entry.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import cast
+
+from durable.chunks import parse
+from durable.chunks.base import Chunk
+from durable.store import Store
+
+Rows = Sequence[tuple[bytes, dict[bytes, bytes]]]
+
+_HAS_ORIGIN = re.compile(rb'\{"type":"[^"]*","from":')
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Neighbouring chunks of one log, written at once.
+
+    Attributes:
+        run_id: The run.
+        first: The seq of the first chunk.
+        attempt: The attempt that wrote them; 0 for none.
+        bodies: One JSON object each.
+    """
+
+    run_id: str
+    first: int
+    attempt: int
+    bodies: tuple[bytes, ...]
+
+    @property
+    def last(self) -> int:
+        """The seq of the last chunk."""
+        return self.first + len(self.bodies) - 1
+
+    @cached_property
+    def wire(self) -> tuple[bytes, ...]:
+        """The chunks as every reader sees them: JSON with the whole envelope."""
+        run, attempt = self.run_id.encode(), self.attempt
+        chunks = []
+        for seq, body in enumerate(self.bodies, self.first):
+            origin = b"" if _HAS_ORIGIN.match(body) else b'"from":"AGENT",'
+            chunks.append(b'{"runId":"%b",%b"seq":%d,"attempt":%d,%b' % (run, origin, seq, attempt, body[1:]))
+        return tuple(chunks)
+
+    @cached_property
+    def final(self) -> bool:
+        """Whether the last chunk ends the run."""
+        return b'"final":true' in self.bodies[-1] and parse(self.bodies[-1]).final is True
+
+    def chunks(self) -> list[Chunk]:
+        """The chunks, parsed."""
+        return [parse(data) for data in self.wire]
+
+    def after(self, cursor: int) -> Entry | None:
+        """What of this entry follows `cursor`; None when nothing does."""
+        if cursor < self.first:
+            return self
+        if cursor >= self.last:
+            return None
+        return replace(self, first=cursor + 1, bodies=self.bodies[cursor + 1 - self.first :])
+
+    @classmethod
+    def of_stream(cls, run_id: str, entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
+        """Read an entry of the Redis stream."""
+        bodies = tuple(fields[b"c"].split(b"\n"))
+        last = int(entry_id.partition(b"-")[0])
+        return cls(run_id, last - len(bodies) + 1, int(fields[b"a"]), bodies)
+
+    @classmethod
+    def of_message(cls, run_id: str, data: bytes) -> Entry:
+        """Read the pub/sub message that announced an entry."""
+        first, attempt, blob = data.split(b" ", 2)
+        return cls(run_id, int(first), int(attempt), tuple(blob.split(b"\n")))
+
+
+async def read(store: Store, run_id: str, after: int, *, limit: int = 1000) -> list[Entry]:
+    """Entries of a log that follow a cursor, oldest first.
+
+    Args:
+        store: Where the log is.
+        run_id: The run; a log that does not exist is empty.
+        after: The cursor; 0 reads from the start.
+        limit: Entries, at most.
+
+    Raises:
+        StoreUnavailable: Redis does not answer.
+    """
+    async with store.guard():
+        rows = await store.redis.xrange(store.keys.log(run_id), f"({after}-0" if after else "-", "+", count=limit)
+    entries = (Entry.of_stream(run_id, entry_id, fields) for entry_id, fields in cast("Rows", rows))
+    return [rest for entry in entries if (rest := entry.after(after)) is not None]

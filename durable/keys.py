@@ -1,0 +1,92 @@
+"""Every Redis key of a deployment. All keys start with its prefix; the keys of one run share a hash tag.
+
+Scripts that change a run's state touch that run's keys and the deployment's indexes. On one server that is all there is
+to say; on a Redis Cluster give the deployment a prefix in braces, so that all its keys live in one slot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Names of keys and channels.
+
+    | key | type | holds |
+    | --- | --- | --- |
+    | `run` | hash | the run's record |
+    | `log` | stream | its chunks; an entry's id is the seq of its last chunk |
+    | `request` | string | what was asked for, as JSON |
+    | `messages` | string | the whole conversation when the turn ended |
+    | `tombstone` | string | outlives an expired run |
+    | `idempotency` | string | idempotency key -> run id and request hash |
+    | `runs` | sorted set | creation time -> run id; per status, agent and in all |
+    | `leases` | sorted set | expiry -> run id and token |
+    | `wakeups` | sorted set | when to dispatch again -> run id |
+    | `agents` | hash | name -> announced definition |
+    | `workers` | sorted set | expiry -> live worker |
+    """
+
+    prefix: str = "durable"
+
+    def run(self, run_id: str) -> str:
+        return self._of_run(run_id, "")
+
+    def log(self, run_id: str) -> str:
+        return self._of_run(run_id, ":log")
+
+    def request(self, run_id: str) -> str:
+        return self._of_run(run_id, ":request")
+
+    def messages(self, run_id: str) -> str:
+        return self._of_run(run_id, ":messages")
+
+    def tombstone(self, run_id: str) -> str:
+        return self._of_run(run_id, ":tombstone")
+
+    def channel(self, run_id: str) -> str:
+        """The pub/sub channel that carries each append."""
+        return self._of_run(run_id, ":live")
+
+    def idempotency(self, agent: str, digest: str) -> str:
+        return f"{self.prefix}:idempotency:{agent}:{digest}"
+
+    def runs(self, *, status: str = "", agent: str = "", thread: str = "") -> str:
+        """The index of runs, newest last, narrowed by at most one of the arguments."""
+        if status:
+            return f"{self.status_indexes}{status}"
+        if agent:
+            return f"{self.prefix}:runs:agent:{agent}"
+        if thread:
+            return f"{self.prefix}:runs:thread:{thread}"
+        return f"{self.prefix}:runs"
+
+    @property
+    def status_indexes(self) -> str:
+        """What the names of the indexes by status start with."""
+        return f"{self.prefix}:runs:status:"
+
+    @property
+    def leases(self) -> str:
+        return f"{self.prefix}:leases"
+
+    @property
+    def wakeups(self) -> str:
+        return f"{self.prefix}:wakeups"
+
+    @property
+    def agents(self) -> str:
+        return f"{self.prefix}:agents"
+
+    @property
+    def workers(self) -> str:
+        return f"{self.prefix}:workers"
+
+    @property
+    def cancels(self) -> str:
+        """The pub/sub channel on which run ids to cancel are announced to all who execute."""
+        return f"{self.prefix}:cancels"
+
+    def _of_run(self, run_id: str, suffix: str) -> str:
+        return f"{self.prefix}:run:{{{run_id}}}{suffix}"

@@ -1,0 +1,21 @@
+-- Appends a batch of chunks to a run's log: numbered, fenced by the token, and once, however often it is sent.
+--
+-- KEYS 1 run  2 log
+-- ARGV 1 channel  2 token  3 writer  4 batch number  5 count  6 bodies, joined by newlines
+-- Returns {'written' | 'seen', first seq, last seq} | {'fenced'} | {'gap'}
+-- `seen` comes before `fenced`: a batch that was written stays written, even if the lease is gone since.
+local run = KEYS[1]
+local verdict, first, last = judge(run, ARGV[3], ARGV[4])
+if verdict == 'seen' then
+  return {'seen', first, last}
+end
+local record = redis.call('HMGET', run, 'status', 'token')
+if record[1] ~= 'running' or record[2] ~= ARGV[2] then
+  return {'fenced'}
+end
+if verdict == 'gap' then
+  return {'gap'}
+end
+first, last = write(run, KEYS[2], ARGV[1], ARGV[2], ARGV[5], ARGV[6])
+remember(run, ARGV[3], ARGV[4], first, last)
+return {'written', first, last}

@@ -1,0 +1,39 @@
+-- Claims a run for an owner, with a token higher than any before. Repeating a claim with the same nonce finds it done.
+--
+-- KEYS 1 run  2 leases  3 wakeups
+-- ARGV 1 run id  2 owner  3 nonce of this claim  4 lease, ms  5 prefix of the status indexes
+-- Returns {'claimed', token, lastSeq} | {'held', ms left} | {'unknown'} | {'suspended'} | {'ended', status}
+local run, leases, wakeups = KEYS[1], KEYS[2], KEYS[3]
+local run_id, now = ARGV[1], now_ms()
+local record = redis.call('HMGET', run, 'status', 'token', 'nonce', 'lastSeq')
+local status, token = record[1], tonumber(record[2])
+if not status then
+  return {'unknown'}
+end
+if status == 'suspended' then
+  return {'suspended'}
+end
+if status ~= 'queued' and status ~= 'running' then
+  return {'ended', status}
+end
+if status == 'running' then
+  local expiry = redis.call('ZSCORE', leases, run_id .. ':' .. int(token))
+  if record[3] == ARGV[3] then
+    return {'claimed', token, tonumber(record[4])}
+  end
+  if expiry and tonumber(expiry) > now then
+    return {'held', tonumber(expiry) - now}
+  end
+  redis.call('ZREM', leases, run_id .. ':' .. int(token))
+end
+
+token = token + 1
+redis.call('HSET', run, 'token', int(token), 'owner', ARGV[2], 'nonce', ARGV[3])
+redis.call('HSETNX', run, 'startedAt', int(now))
+redis.call('HINCRBY', run, 'claims', 1)
+redis.call('ZADD', leases, int(now + tonumber(ARGV[4])), run_id .. ':' .. int(token))
+redis.call('ZREM', wakeups, run_id)
+if status ~= 'running' then
+  move(run, ARGV[5], run_id, status, 'running')
+end
+return {'claimed', token, tonumber(record[4])}

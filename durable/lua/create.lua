@@ -1,0 +1,40 @@
+-- Creates a run, once: the same run id or idempotency key with the same request finds the run that is there.
+--
+-- KEYS 1 run  2 request  3 tombstone  4 index of all runs  5 index of the agent's runs  6 wakeups
+--      7 idempotency key, or the run key again when there is none
+-- ARGV 1 run id  2 hash of the request  3 request JSON  4 ms until a lost wake-up is repeated
+--      5 prefix of the status indexes  6 seconds to remember the idempotency key  7… field, value, … of the record
+-- Returns {'created' | 'exists' | 'conflict' | 'expired', run id}
+local run, request, tombstone = KEYS[1], KEYS[2], KEYS[3]
+local run_id, hash = ARGV[1], ARGV[2]
+
+if KEYS[7] ~= run then
+  local known = redis.call('GET', KEYS[7])
+  if known then
+    local same, id = string.sub(known, 1, #hash) == hash, string.sub(known, #hash + 2)
+    return {same and 'exists' or 'conflict', id}
+  end
+end
+
+local existing = redis.call('HGET', run, 'requestHash')
+if existing then
+  return {existing == hash and 'exists' or 'conflict', run_id}
+end
+if redis.call('EXISTS', tombstone) == 1 then
+  return {'expired', run_id}
+end
+
+local now = now_ms()
+redis.call('HSET', run, 'status', 'queued', 'requestHash', hash, 'createdAt', int(now), 'token', '0', 'lastSeq', '0')
+for i = 7, #ARGV, 2 do
+  redis.call('HSET', run, ARGV[i], ARGV[i + 1])
+end
+redis.call('SET', request, ARGV[3])
+redis.call('ZADD', KEYS[4], int(now), run_id)
+redis.call('ZADD', KEYS[5], int(now), run_id)
+redis.call('ZADD', ARGV[5] .. 'queued', int(now), run_id)
+redis.call('ZADD', KEYS[6], int(now + tonumber(ARGV[4])), run_id)
+if KEYS[7] ~= run then
+  redis.call('SET', KEYS[7], hash .. ' ' .. run_id, 'EX', ARGV[6])
+end
+return {'created', run_id}

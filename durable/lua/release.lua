@@ -1,0 +1,16 @@
+-- Hands a run back to the queue. It is not held against the run's attempts.
+--
+-- KEYS 1 run  2 leases  3 wakeups
+-- ARGV 1 run id  2 token  3 ms until a lost wake-up is repeated  4 prefix of the status indexes
+-- Returns 1, or 0 when the token is not the run's any more
+local run, run_id, token = KEYS[1], ARGV[1], ARGV[2]
+local record = redis.call('HMGET', run, 'status', 'token')
+if record[1] ~= 'running' or record[2] ~= token then
+  return 0
+end
+redis.call('ZREM', KEYS[2], run_id .. ':' .. token)
+redis.call('ZADD', KEYS[3], int(now_ms() + tonumber(ARGV[3])), run_id)
+redis.call('HINCRBY', run, 'claims', -1)
+redis.call('HDEL', run, 'owner', 'nonce')
+move(run, ARGV[4], run_id, 'running', 'queued')
+return 1

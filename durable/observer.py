@@ -1,0 +1,245 @@
+"""Reading a run while it grows: one path for replay and follow, from any cursor.
+
+A reader always goes on from its cursor, and the log is the only truth. Pub/sub messages carry the entries too, so a
+reader that is up to date need not ask for them; one that does not fit the cursor makes the reader look into the log
+instead. A lost message costs time, never a chunk: a slow timer compares what the log has with what was heard.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, Final
+
+from redis.asyncio.client import PubSub
+
+from durable.chunks import Chunk
+from durable.errors import InvalidRequest, StoreUnavailable
+from durable.journal import Entry, read
+from durable.runs import RunRecord, Runs
+from durable.store import UNAVAILABLE, Store, close_pubsub, text
+
+log = logging.getLogger(__name__)
+
+LONGEST_QUEUE: Final = 256
+"""Entries that a slow reader may leave unread in memory; it then reads them from the log."""
+CHECK_SECONDS: Final = 2.0
+"""How often a silent run's log is compared with what was heard of it."""
+
+
+class _Follower:
+    """One reader's ear: entries that were announced, and whether the log is worth a look."""
+
+    def __init__(self) -> None:
+        self.heard: deque[Entry] = deque()
+        self.highest = 0
+        self._stirred = asyncio.Event()
+
+    def hear(self, entry: Entry) -> None:
+        self.highest = entry.last
+        if len(self.heard) >= LONGEST_QUEUE:
+            self.heard.clear()  # too slow: what is dropped here is read from the log
+        self.heard.append(entry)
+        self._stirred.set()
+
+    def stir(self) -> None:
+        self._stirred.set()
+
+    async def wait(self) -> None:
+        await self._stirred.wait()
+        self._stirred.clear()
+
+
+class Hub:
+    """What all readers of a process listen with: one pub/sub connection. Belongs to one event loop."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._followers: dict[str, set[_Follower]] = {}
+        self._names: dict[str, str] = {}
+        self._lock = asyncio.Lock()
+        self._pubsub: PubSub | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def stop(self) -> None:
+        """Close the connection. Readers that are left find nothing new."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._pubsub is not None:
+            await close_pubsub(self._pubsub)
+
+    async def follow(self, run_id: str) -> _Follower:
+        """Listen to a run, until `leave`.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        follower = _Follower()
+        channel = self._store.keys.channel(run_id)
+        self._names[channel] = run_id
+        self._followers.setdefault(channel, set()).add(follower)
+        try:
+            # One subscribe at a time: redis-py opens a connection for each of two concurrent ones.
+            async with self._lock, self._store.guard():
+                if self._pubsub is None:
+                    self._pubsub = self._store.pubsub()
+                    await self._pubsub.subscribe(channel)
+                    self._start()
+                elif len(self._followers[channel]) == 1:
+                    await self._pubsub.subscribe(channel)
+        except BaseException:
+            await self.leave(run_id, follower)
+            raise
+        return follower
+
+    async def leave(self, run_id: str, follower: _Follower) -> None:
+        """Listen no more."""
+        channel = self._store.keys.channel(run_id)
+        followers = self._followers.get(channel, set())
+        followers.discard(follower)
+        if followers or channel not in self._followers:
+            return
+        del self._followers[channel], self._names[channel]
+        try:
+            async with self._lock, self._store.guard():
+                if self._pubsub is not None and channel not in self._followers:
+                    await self._pubsub.unsubscribe(channel)
+        except StoreUnavailable:
+            return  # the connection is renewed anyway, with what is followed then
+
+    def _start(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._listen(), name="hub"), loop.create_task(self._check(), name="hub-check")]
+
+    async def _listen(self) -> None:
+        while True:
+            pubsub = self._pubsub
+            try:
+                if pubsub is None:
+                    await self._connect()
+                    continue
+                message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=None)
+            except UNAVAILABLE as error:
+                log.warning("following is interrupted: %s", type(error).__name__)
+                self._pubsub = None
+                if pubsub is not None:
+                    await close_pubsub(pubsub)
+                await asyncio.sleep(0.1)
+                continue
+            if message is not None and message["type"] == "message":
+                self._deliver(text(message["channel"]), message["data"])
+
+    async def _connect(self) -> None:
+        async with self._lock:
+            pubsub = self._store.pubsub()
+            if self._followers:
+                await pubsub.subscribe(*self._followers)
+            self._pubsub = pubsub
+        self._stir_all()
+
+    def _deliver(self, channel: str, data: bytes) -> None:
+        followers = self._followers.get(channel)
+        if followers:
+            entry = Entry.of_message(self._names[channel], data)
+            for follower in followers:
+                follower.hear(entry)
+
+    def _stir_all(self) -> None:
+        for followers in self._followers.values():
+            for follower in followers:
+                follower.stir()
+
+    async def _check(self) -> None:
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            channels = list(self._followers)
+            if not channels:
+                continue
+            try:
+                last_seqs = await self._last_seqs([self._names[channel] for channel in channels])
+            except StoreUnavailable:
+                continue
+            for channel, last_seq in zip(channels, last_seqs, strict=True):
+                for follower in self._followers.get(channel, ()):
+                    if follower.highest < last_seq:
+                        follower.stir()
+
+    async def _last_seqs(self, run_ids: list[str]) -> list[int]:
+        async with self._store.guard(), self._store.redis.pipeline(transaction=False) as pipe:
+            for run_id in run_ids:
+                pipe.hget(self._store.keys.run(run_id), "lastSeq")
+            replies: list[Any] = await pipe.execute()
+        return [int(reply or 0) for reply in replies]
+
+
+class Observer:
+    """Reads runs, from any cursor, to their end."""
+
+    def __init__(self, store: Store, runs: Runs, hub: Hub) -> None:
+        self._store = store
+        self._runs = runs
+        self._hub = hub
+
+    async def pages(self, run_id: str, after: int = 0) -> AsyncGenerator[list[Entry]]:
+        """All entries that follow a cursor, as soon as they are written; those that are there together come together.
+
+        Ends after the final chunk.
+
+        Raises:
+            UnknownRun, RunExpired: There is no such run.
+            InvalidRequest: The cursor is negative, or lies beyond the log's end.
+            StoreUnavailable: Redis does not answer. Go on from the last seq later.
+        """
+        follower = await self._hub.follow(run_id)
+        try:
+            await self.check(run_id, after)
+            cursor = after
+            while True:
+                page = await self._next_page(run_id, cursor, follower)
+                if page:
+                    cursor = page[-1].last
+                    yield page
+                    if page[-1].final:
+                        return
+                    continue
+                record = await self._runs.get(run_id)
+                if record.status.ended and record.last_seq == cursor:
+                    return
+                follower.highest = cursor
+                if record.last_seq == cursor:
+                    await follower.wait()
+        finally:
+            await self._hub.leave(run_id, follower)
+
+    async def chunks(self, run_id: str, after: int = 0) -> AsyncGenerator[Chunk]:
+        """As `pages`, one chunk at a time."""
+        async with aclosing(self.pages(run_id, after)) as pages:
+            async for page in pages:
+                for entry in page:
+                    for chunk in entry.chunks():
+                        yield chunk
+
+    async def check(self, run_id: str, after: int) -> RunRecord:
+        """Whether a run can be read from a cursor; raises what `pages` raises."""
+        record = await self._runs.get(run_id)
+        if not 0 <= after <= record.last_seq:
+            raise InvalidRequest("The cursor lies outside of the run's log.", lastSeq=record.last_seq)
+        return record
+
+    async def _next_page(self, run_id: str, cursor: int, follower: _Follower) -> list[Entry]:
+        """What follows the cursor by now: what was heard as far as it fits, else what the log has."""
+        page: list[Entry] = []
+        while follower.heard:
+            entry = follower.heard[0]
+            if entry.first > cursor + 1:
+                break  # something was not heard: ask the log
+            follower.heard.popleft()
+            rest = entry.after(cursor)
+            if rest is not None:
+                page.append(rest)
+                cursor = rest.last
+        return page or await read(self._store, run_id, cursor)

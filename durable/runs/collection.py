@@ -1,0 +1,254 @@
+"""The runs of a deployment: the operations that need no lease.
+
+A run's record is the truth; the sorted sets of runs are its indexes, changed in the same scripts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import orjson
+
+from durable.chunks import encode_body
+from durable.chunks.base import StepResult, Usage
+from durable.chunks.lifecycle import Abort, AbortPayload, Finish, FinishPayload, TurnOutput
+from durable.errors import InvalidRequest, RunConflict, RunEnded, RunExpired, UnknownRun
+from durable.runs.record import RUN_ID, NewRun, RunRecord, RunRequest, check_run_id, new_run_id
+from durable.scripts import CANCEL, CREATE
+from durable.settings import Settings
+from durable.store import Store, text
+
+WAKE_GRACE = 5.0
+"""Seconds after which a queued run's wake-up is taken for lost."""
+
+_BRIEF = (
+    "agent", "status", "reason", "token", "lastSeq", "createdAt", "startedAt", "finishedAt", "usage", "error",
+    "metadata", "retryOf", "parentRunId", "threadId", "kind", "queue", "retention", "cancelRequested",
+)  # fmt: skip
+
+
+class Runs:
+    """The runs of a deployment."""
+
+    def __init__(self, store: Store, settings: Settings) -> None:
+        self._store = store
+        self._settings = settings
+
+    async def create(self, new: NewRun) -> tuple[RunRecord, bool]:
+        """Create a run, once. Returns its record and whether this call created it.
+
+        Raises:
+            InvalidRequest: The run id is not one.
+            RunConflict: The id or key belongs to another request.
+            RunExpired: The id belongs to a run that has expired.
+            StoreUnavailable: Redis does not answer. Repeating with the same id or key is safe.
+        """
+        keys, run_id = self._store.keys, check_run_id(new.run_id or new_run_id())
+        idempotency = (
+            keys.idempotency(new.agent, hashlib.sha256(new.idempotency_key.encode()).hexdigest())
+            if new.idempotency_key
+            else keys.run(run_id)
+        )
+        fields: dict[str, Any] = {"agent": new.agent, "kind": new.kind, "queue": new.queue, "retention": new.retention}
+        if new.metadata:
+            fields["metadata"] = orjson.dumps(dict(new.metadata))
+        verdict, found = await self._store.run(
+            CREATE,
+            [
+                keys.run(run_id),
+                keys.request(run_id),
+                keys.tombstone(run_id),
+                keys.runs(),
+                keys.runs(agent=new.agent),
+                keys.wakeups,
+                idempotency,
+            ],
+            [
+                run_id,
+                new.request.digest(new.agent, new.metadata),
+                new.request.to_json(),
+                int(WAKE_GRACE * 1000),
+                keys.status_indexes,
+                new.retention,
+                *_flat(fields),
+            ],
+        )
+        match text(verdict):
+            case "conflict":
+                raise RunConflict("This run id or idempotency key was used for a different request.")
+            case "expired":
+                raise RunExpired
+            case outcome:
+                return await self.get(text(found)), outcome == "created"
+
+    async def get(self, run_id: str) -> RunRecord:
+        """The record of a run.
+
+        Raises:
+            UnknownRun: There is none.
+            RunExpired: There was one.
+            StoreUnavailable: Redis does not answer.
+        """
+        if not RUN_ID.fullmatch(run_id):
+            raise UnknownRun
+        keys = self._store.keys
+        async with self._store.guard(), self._store.redis.pipeline(transaction=False) as pipe:
+            pipe.hgetall(keys.run(run_id))
+            pipe.exists(keys.tombstone(run_id))
+            fields, tombstone = await pipe.execute()
+        if fields:
+            return RunRecord(run_id, {name.decode(): value for name, value in fields.items()})
+        raise RunExpired if tombstone else UnknownRun
+
+    async def request(self, run_id: str) -> RunRequest:
+        """What a run was asked to do.
+
+        Raises:
+            UnknownRun: There is no such run.
+            StoreUnavailable: Redis does not answer.
+        """
+        async with self._store.guard():
+            data = await self._store.redis.get(self._store.keys.request(run_id))
+        if data is None:
+            raise UnknownRun
+        return RunRequest.model_validate_json(data)
+
+    async def messages(self, run_id: str) -> bytes | None:
+        """The conversation of an ended run, as Pydantic AI's JSON; None while there is none.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        async with self._store.guard():
+            data = await self._store.redis.get(self._store.keys.messages(run_id))
+        return cast("bytes | None", data)
+
+    async def cancel(self, run_id: str, *, reason: str | None = None, actor: str | None = None) -> bool:
+        """Ask a run to end as cancelled; False when it already is.
+
+        Raises:
+            UnknownRun, RunExpired: There is no such run.
+            RunEnded: It has completed or failed.
+            StoreUnavailable: Redis does not answer.
+        """
+        keys = self._store.keys
+        payload = AbortPayload(**{k: v for k, v in (("reason", reason), ("actor", actor)) if v is not None})
+        bodies = [encode_body(chunk) for chunk in cancelled_chunks(payload)]
+        verdict = text(
+            await self._store.run(
+                CANCEL,
+                [
+                    keys.run(run_id),
+                    keys.log(run_id),
+                    keys.request(run_id),
+                    keys.messages(run_id),
+                    keys.tombstone(run_id),
+                    keys.leases,
+                    keys.wakeups,
+                ],
+                [
+                    keys.channel(run_id),
+                    run_id,
+                    len(bodies),
+                    b"\n".join(bodies),
+                    keys.status_indexes,
+                    self._settings.tombstone_seconds,
+                    payload.model_dump_json(exclude_none=True),
+                    keys.cancels,
+                ],
+            )
+        )
+        if verdict == "unknown":
+            await self.get(run_id)
+            raise UnknownRun
+        if verdict == "ended":
+            raise RunEnded
+        return verdict != "already"
+
+    async def page(
+        self, *, status: str = "", agent: str = "", limit: int = 50, cursor: str | None = None
+    ) -> tuple[list[RunRecord], str | None]:
+        """Runs, newest first, and the cursor of the next page.
+
+        Raises:
+            InvalidRequest: The cursor is not one of ours.
+            StoreUnavailable: Redis does not answer.
+        """
+        keys = self._store.keys
+        index = keys.runs(status=status) if status else keys.runs(agent=agent)
+        position = _Position.parse(cursor)
+        found: list[RunRecord] = []
+        while True:
+            async with self._store.guard():
+                rows = cast(
+                    "list[tuple[bytes, float]]",
+                    await self._store.redis.zrevrangebyscore(
+                        index, position.score, "-inf", start=position.skip, num=limit, withscores=True
+                    ),
+                )
+            if not rows:
+                return found, None
+            records = await self._brief([text(member) for member, _ in rows], index)
+            for (_, score), record in zip(rows, records, strict=True):
+                position = position.past(int(score))
+                if record is not None and (not agent or record.agent == agent):
+                    found.append(record)
+                    if len(found) == limit:
+                        return found, str(position)
+
+    async def _brief(self, run_ids: Sequence[str], index: str) -> list[RunRecord | None]:
+        """Records without their outputs. Expired runs leave the index."""
+        keys = self._store.keys
+        async with self._store.guard(), self._store.redis.pipeline(transaction=False) as pipe:
+            for run_id in run_ids:
+                pipe.hmget(keys.run(run_id), list(_BRIEF))
+            rows = await pipe.execute()
+        records: list[RunRecord | None] = []
+        for run_id, values in zip(run_ids, rows, strict=True):
+            fields = {name: value for name, value in zip(_BRIEF, values, strict=True) if value is not None}
+            records.append(RunRecord(run_id, fields) if fields else None)
+        expired = [run_id for run_id, record in zip(run_ids, records, strict=True) if record is None]
+        if expired:
+            async with self._store.guard():
+                await self._store.redis.zrem(index, *expired)
+        return records
+
+
+@dataclass(frozen=True)
+class _Position:
+    """A place in an index: a creation time, and how many runs of that ms have been seen."""
+
+    score: str = "+inf"
+    skip: int = 0
+
+    @classmethod
+    def parse(cls, cursor: str | None) -> _Position:
+        if cursor is None:
+            return cls()
+        match = re.fullmatch(r"([0-9]{1,15})\.([0-9]{1,6})", cursor, re.ASCII)
+        if match is None:
+            raise InvalidRequest("The cursor is not one that this server gave.")
+        return cls(match[1], int(match[2]))
+
+    def past(self, score: int) -> _Position:
+        return _Position(str(score), self.skip + 1 if str(score) == self.score else 1)
+
+    def __str__(self) -> str:
+        return f"{self.score}.{self.skip}"
+
+
+def cancelled_chunks(payload: AbortPayload, output: TurnOutput | None = None) -> tuple[Abort, Finish]:
+    """The last two chunks of a cancelled run."""
+    output = output or TurnOutput(text="", usage=Usage(), steps=[])
+    finish = FinishPayload(output=output, step_result=StepResult(reason="abort", is_continued=False))
+    return Abort(payload=payload), Finish(payload=finish, final=True)
+
+
+def _flat(fields: Mapping[str, Any]) -> Iterable[Any]:
+    for name, value in fields.items():
+        yield name
+        yield value

@@ -1,0 +1,162 @@
+"""A run as values: what is asked for, and what is known of it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import orjson
+from pydantic import ConfigDict, Field
+
+from durable.chunks.base import Json, Wire
+from durable.errors import InvalidRequest
+from durable.views import RunStatus, RunView
+
+RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
+
+
+class RunRequest(Wire):
+    """What a run is asked to do, as it is stored. Exactly one of `prompt` and `messages` is given.
+
+    Attributes:
+        prompt: Text, or Pydantic AI user content as JSON.
+        messages: The conversation; the last message is the user's.
+        message_history: Pydantic AI messages that came before `prompt`.
+        model_settings: Pydantic AI model settings.
+        usage_limits: Pydantic AI usage limits.
+        max_steps: Model requests, at most; the agent's own limit when missing.
+        deps: What the agent's `deps_factory` or `deps_type` is made from.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: Json = None
+    messages: list[Json] | None = None
+    message_history: list[Json] | None = None
+    model_settings: dict[str, Json] | None = None
+    usage_limits: dict[str, Json] | None = None
+    max_steps: int | None = Field(None, ge=1, le=1000)
+    deps: Json = None
+
+    def to_json(self) -> bytes:
+        """The stored form."""
+        return self.model_dump_json(by_alias=True, exclude_none=True).encode()
+
+    def digest(self, agent: str, metadata: Mapping[str, Json] | None) -> str:
+        """A hash that is equal for equal requests, whatever the order of their fields."""
+        value = [agent, self.model_dump(mode="json", exclude_none=True), metadata or {}]
+        return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What the store knows of a run. Moments are ms since 1970."""
+
+    run_id: str
+    fields: Mapping[str, bytes]
+
+    @property
+    def status(self) -> RunStatus:
+        return RunStatus(self._text("status"))
+
+    @property
+    def agent(self) -> str:
+        return self._text("agent")
+
+    @property
+    def last_seq(self) -> int:
+        return int(self._text("lastSeq"))
+
+    @property
+    def token(self) -> int:
+        return int(self._text("token"))
+
+    @property
+    def queue(self) -> str:
+        return self._text("queue")
+
+    @property
+    def cancel_requested(self) -> bool:
+        return "cancelRequested" in self.fields
+
+    def json(self, name: str) -> Json:
+        """A field that holds JSON; None when it is missing."""
+        value = self.fields.get(name)
+        return None if value is None else orjson.loads(value)
+
+    def view(self) -> RunView:
+        """What callers are told of the run."""
+        values = {
+            "runId": self.run_id,
+            "agent": self.agent,
+            "status": self.status,
+            "reason": self._optional("reason"),
+            "attempt": self.token,
+            "lastSeq": self.last_seq,
+            "createdAt": self._moment("createdAt"),
+            "startedAt": self._moment("startedAt"),
+            "finishedAt": self._moment("finishedAt"),
+            "usage": self.json("usage"),
+            "output": self.json("output"),
+            "error": self.json("error"),
+            "metadata": self.json("metadata"),
+            "retryOf": self._optional("retryOf"),
+            "parentRunId": self._optional("parentRunId"),
+            "threadId": self._optional("threadId"),
+        }
+        return RunView.model_validate({name: value for name, value in values.items() if value is not None})
+
+    def _text(self, name: str) -> str:
+        return self.fields[name].decode()
+
+    def _optional(self, name: str) -> str | None:
+        return self._text(name) if name in self.fields else None
+
+    def _moment(self, name: str) -> datetime | None:
+        value = self.fields.get(name)
+        return None if value is None else datetime.fromtimestamp(int(value) / 1000, UTC)
+
+
+@dataclass(frozen=True)
+class NewRun:
+    """A run to create.
+
+    Attributes:
+        agent: The agent's name.
+        kind: `evented` or `durable`.
+        queue: The Celery queue that its workers read.
+        request: What it is asked to do.
+        retention: Seconds to keep it after its end.
+        run_id: The caller's own id for it.
+        idempotency_key: Makes the request safe to repeat without an own id.
+        metadata: What its caller attaches to it.
+    """
+
+    agent: str
+    kind: str
+    queue: str
+    request: RunRequest
+    retention: int
+    run_id: str | None = None
+    idempotency_key: str | None = None
+    metadata: Mapping[str, Json] | None = None
+
+
+def new_run_id() -> str:
+    """An unguessable run id: 128 random bits."""
+    return secrets.token_urlsafe(16)
+
+
+def check_run_id(value: str) -> str:
+    """The id, if it is one.
+
+    Raises:
+        InvalidRequest: It is not 1 to 128 of `A-Z a-z 0-9 _ -`.
+    """
+    if not RUN_ID.fullmatch(value):
+        raise InvalidRequest("A run id is 1 to 128 letters, digits, '_' or '-'.")
+    return value

@@ -1,0 +1,204 @@
+"""What callers are told of runs, chunks and agents: the JSON objects of the API, as models.
+
+The API writes these models and the client reads them, so both sides share one definition; it needs nothing
+but pydantic. An optional field that has no value is absent on the wire, and fields that this version does not
+know survive.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, PlainSerializer, ValidationError
+
+from durable.chunks import UnknownChunk, from_wire
+from durable.chunks.base import Chunk, ErrorInfo, Json, Usage, Wire
+
+
+def _absent(value: object) -> bool:
+    return value is None
+
+
+def _to_utc(value: datetime) -> datetime:
+    return value.astimezone(UTC)
+
+
+def read_chunk(value: Json) -> Chunk:
+    """A chunk as a reader takes it: one whose payload this version can't read is kept as it is, not refused.
+
+    Raises:
+        ValueError: It is not a JSON object with a `type`, or its envelope is broken.
+    """
+    if isinstance(value, Chunk):
+        return value
+    try:
+        return from_wire(value)
+    except ValidationError:
+        return UnknownChunk.model_validate(value)
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_to_utc)]
+AnyChunk = Annotated[Chunk, BeforeValidator(read_chunk), PlainSerializer(lambda chunk: chunk.to_wire())]
+# Lambdas, because a serialiser with a return type would replace the model's own schema in OpenAPI.
+WithoutNulls = PlainSerializer(
+    lambda value: None if value is None else value.model_dump(mode="json", by_alias=True, exclude_none=True)
+)
+
+
+class RunStatus(StrEnum):
+    """The states of a run. The last three are ends: such a run never changes again."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUSPENDED = "suspended"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        """Whether a run in this state has ended."""
+        return self in _ENDS
+
+
+_ENDS = frozenset({RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED})
+
+
+class PendingCall(Wire):
+    """A tool call that waits for an answer from outside.
+
+    Attributes:
+        tool_call_id: Names the call within the run.
+        tool_name: The tool.
+        args: What the model called it with.
+        kind: What it waits for: `approval`, `resume`, `background`, `client-tool`.
+        payload: What the tool said when it suspended.
+        since: When it began to wait.
+        expires_at: When it is decided without an answer.
+    """
+
+    tool_call_id: str
+    tool_name: str
+    args: Json = Field(None, exclude_if=_absent)
+    kind: str | None = Field(None, exclude_if=_absent)
+    payload: Json = Field(None, exclude_if=_absent)
+    since: Moment | None = Field(None, exclude_if=_absent)
+    expires_at: Moment | None = Field(None, exclude_if=_absent)
+
+
+class RunView(Wire):
+    """One run.
+
+    Attributes:
+        run_id: Its id.
+        agent: The name of the agent that it executes.
+        status: Its state.
+        reason: Why it is suspended, or how it ended.
+        attempt: The current or last attempt, from 1; 0 before the first.
+        last_seq: The seq of its newest chunk; 0 when it has none.
+        created_at: When it was submitted.
+        started_at: When its first attempt began.
+        finished_at: When it ended.
+        usage: The tokens that it used.
+        output: What the agent returned, when it completed.
+        error: Why it failed, or was cancelled.
+        pending: The calls that wait for an answer, when it is suspended.
+        metadata: What its caller attached to it.
+        retry_of: The ended run that it repeats.
+        parent_run_id: The run that it belongs to.
+        thread_id: The conversation that it belongs to.
+        links: Paths of what can be asked of it, by name.
+    """
+
+    run_id: str
+    agent: str
+    status: RunStatus
+    reason: str | None = Field(None, exclude_if=_absent)
+    attempt: int = 0
+    last_seq: int = 0
+    created_at: Moment
+    started_at: Moment | None = Field(None, exclude_if=_absent)
+    finished_at: Moment | None = Field(None, exclude_if=_absent)
+    usage: Annotated[Usage | None, WithoutNulls] = Field(None, exclude_if=_absent)
+    output: Json = Field(None, exclude_if=_absent)
+    error: Annotated[ErrorInfo | None, WithoutNulls] = Field(None, exclude_if=_absent)
+    pending: list[PendingCall] | None = Field(None, exclude_if=_absent)
+    metadata: dict[str, Any] | None = Field(None, exclude_if=_absent)
+    retry_of: str | None = Field(None, exclude_if=_absent)
+    parent_run_id: str | None = Field(None, exclude_if=_absent)
+    thread_id: str | None = Field(None, exclude_if=_absent)
+    links: dict[str, str] | None = Field(None, exclude_if=_absent)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run has ended. An ended run never changes."""
+        return self.status.ended
+
+    def to_wire(self) -> dict[str, Json]:
+        """The JSON object as the API sends it."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+class RunPage(Wire):
+    """Runs, newest first. `next` is the cursor of the following page, or null at the end."""
+
+    runs: list[RunView]
+    next: str | None = None
+
+
+class ChunkPage(Wire):
+    """A piece of a run's log.
+
+    Attributes:
+        run_id: The run.
+        chunks: Chunks in order, without a gap.
+        next: The cursor to go on from: the seq of the last chunk here, or what was asked for when none is.
+        final: True when the run's last chunk is here or before it: nothing will follow.
+    """
+
+    run_id: str
+    chunks: list[AnyChunk]
+    next: int
+    final: bool
+
+
+class ToolView(Wire):
+    """A tool of an agent. `parameters` is a JSON schema."""
+
+    name: str
+    description: str | None = Field(None, exclude_if=_absent)
+    parameters: dict[str, Any] | None = Field(None, exclude_if=_absent)
+
+
+class AgentView(Wire):
+    """An agent that can be asked for runs.
+
+    Attributes:
+        name: Its name in the path of the API.
+        description: What it is for.
+        kind: `evented` (workers execute its runs) or `durable` (the process that took the request does).
+        model: The model's name.
+        tools: The tools that are known before a run.
+        output_schema: JSON schema of its output.
+        queue: The queue that its workers read.
+        max_steps: Model requests in one run, at most, unless the caller says otherwise.
+        workers: How many live workers serve it now; none told is unknown.
+    """
+
+    name: str
+    description: str | None = Field(None, exclude_if=_absent)
+    kind: str | None = Field(None, exclude_if=_absent)
+    model: str | None = Field(None, exclude_if=_absent)
+    tools: list[ToolView] = Field(default_factory=list)
+    output_schema: dict[str, Any] | None = Field(None, exclude_if=_absent)
+    queue: str | None = Field(None, exclude_if=_absent)
+    max_steps: int | None = Field(None, exclude_if=_absent)
+    workers: int | None = Field(None, exclude_if=_absent)
+
+
+class AgentPage(Wire):
+    """All agents, by name."""
+
+    agents: list[AgentView]

@@ -1,0 +1,1 @@
+"""The Celery worker: it executes runs. `celery -A worker.app worker` starts one."""
