@@ -38,8 +38,9 @@ class Announcement(Wire):
     view: AgentView
 
     @classmethod
-    def of(cls, definition: AgentDefinition) -> Announcement:
-        """What is told of an agent."""
+    def of(cls, definition: AgentDefinition, prefix: str) -> Announcement:
+        """What is told of an agent, in the deployment with this prefix."""
+        queue = definition.queue_of(prefix)
         agent = definition.agent
         model = getattr(agent, "model", None)
         view = AgentView(
@@ -49,13 +50,13 @@ class Announcement(Wire):
             model=model if isinstance(model, str) else getattr(model, "model_name", None),
             tools=list(_tools(definition)),
             output_schema=_output_schema(definition),
-            queue=definition.queue,
+            queue=queue,
             max_steps=definition.max_steps,
         )
         return cls(
             name=definition.name,
             kind=definition.kind,
-            queue=definition.queue,
+            queue=queue,
             max_steps=definition.max_steps,
             retention=definition.retention,
             view=view,
@@ -90,7 +91,10 @@ class Announcements:
         Raises:
             StoreUnavailable: Redis does not answer.
         """
-        values: dict[Any, Any] = {d.name: Announcement.of(d).model_dump_json(by_alias=True) for d in definitions}
+        values: dict[Any, Any] = {}
+        for definition in definitions:
+            announcement = Announcement.of(definition, self._store.keys.prefix)
+            values[definition.name] = announcement.model_dump_json(by_alias=True)
         if values:
             async with self._store.guard():
                 await self._store.redis.hset(self._store.keys.agents, mapping=values)

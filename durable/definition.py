@@ -52,7 +52,7 @@ class AgentDefinition:
         kind: `evented`: Celery workers execute its runs. `durable`: the process that takes the request does.
         max_steps: Model requests in a run, at most, unless the caller says otherwise.
         deps_factory: Makes the dependencies of a run.
-        queue: The Celery queue of its runs.
+        queue: The Celery queue of its runs; None for `<prefix>.<name>`.
         retention: Seconds to keep an ended run; the deployment's default when None.
         on_tool_error: Whether a tool that raises fails the run, or the model is told.
     """
@@ -62,7 +62,7 @@ class AgentDefinition:
     kind: AgentKind
     max_steps: int = DEFAULT_MAX_STEPS
     deps_factory: DepsFactory | None = None
-    queue: str = ""
+    queue: str | None = None
     retention: int | None = None
     on_tool_error: OnToolError = "fail"
 
@@ -72,8 +72,12 @@ class AgentDefinition:
         if self.max_steps < 1:
             raise ConfigurationError("max_steps must be at least 1.")
 
+    def queue_of(self, prefix: str) -> str:
+        """The Celery queue of its runs, in the deployment with this prefix."""
+        return self.queue or f"{prefix}.{self.name}"
 
-def define(agent: AbstractAgent[Any, Any], kind: AgentKind, *, queue: str | None, **options: Any) -> AgentDefinition:
+
+def define(agent: AbstractAgent[Any, Any], kind: AgentKind, **options: Any) -> AgentDefinition:
     """Make the definition of an agent.
 
     Raises:
@@ -81,4 +85,4 @@ def define(agent: AbstractAgent[Any, Any], kind: AgentKind, *, queue: str | None
     """
     if not agent.name:
         raise ConfigurationError("The agent needs a name: Agent(…, name='support'). Runs are addressed by it.")
-    return AgentDefinition(name=agent.name, agent=agent, kind=kind, queue=queue or f"durable.{agent.name}", **options)
+    return AgentDefinition(name=agent.name, agent=agent, kind=kind, **options)

@@ -145,6 +145,8 @@ class LeaseKeeper:
     async def _tick(self) -> None:
         while True:
             self._ticked = time.monotonic()
+            if self._settings.heartbeat_file is not None:
+                self._settings.heartbeat_file.touch()
             await asyncio.sleep(min(1.0, self._settings.stall_seconds / 4))
 
     def _keep(self) -> None:

@@ -18,7 +18,8 @@ def restore_output(agent: AbstractAgent[Any, Any], value: Json) -> Any:
     if not types or Any in types:
         return value
     try:
-        return TypeAdapter(Union[types]).validate_python(value)  # noqa: UP007 - the members are not known here
+        union: Any = Union[types]  # noqa: UP007 - the members are not known here
+        return TypeAdapter(union).validate_python(value)
     except ValidationError:
         return value
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 from typing import Self
 
 from pydantic import Field, SecretStr, model_validator
@@ -44,6 +45,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     url: str = Field("http://127.0.0.1:8000", description="The API that the command line and `Client` talk to.")
+    heartbeat_file: Path | None = Field(None, description="Touched by a worker while its event loop turns.")
     always_resume: bool = Field(default=False, description="Give the lease back after every step (for tests).")
 
     @model_validator(mode="after")

@@ -67,7 +67,7 @@ class AgentPool(thread.TaskPool):
         """Remember whom to wake."""
         self._hub = hub
 
-    def on_apply(
+    def on_apply(  # type: ignore[override]  # the stubs know no result
         self,
         target: Any,
         args: tuple[Any, ...] | None = None,

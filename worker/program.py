@@ -78,7 +78,7 @@ class Program:
         if getattr(instance, "app", None) is not self.app:
             return
         try:
-            names = sorted({definition.queue for definition in self.definitions.values()})
+            names = sorted({definition.queue_of(self.settings.prefix) for definition in self.definitions.values()})
         except ConfigurationError as error:
             sys.stderr.write(f"durable: {error.message}\n")
             # Celery logs and swallows any other exception of a signal's receiver.

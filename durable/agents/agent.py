@@ -111,7 +111,7 @@ class DurableAgent:
         new = NewRun(
             agent=definition.name,
             kind=definition.kind,
-            queue=definition.queue,
+            queue=definition.queue_of(backend.settings.prefix),
             request=request,
             retention=definition.retention or backend.settings.retention_seconds,
             run_id=run_id,
@@ -200,7 +200,7 @@ def create_durable_agent(
         max_steps: Model requests in a run, at most. Default 20.
         deps_factory: Makes the dependencies of a run from `RunInfo`; may be asynchronous, or return an
             asynchronous context manager.
-        queue: The Celery queue of its runs. Default: `durable.<name>`.
+        queue: The Celery queue of its runs. Default: `<DURABLE_PREFIX>.<name>`, so `durable.<name>`.
         retention: Seconds to keep an ended run. Default: `DURABLE_RETENTION_SECONDS`, 7 days.
         on_tool_error: `fail`: a tool that raises ends the run, as it ends the bare agent's. `continue`: the model is
             told.

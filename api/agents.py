@@ -1,0 +1,23 @@
+"""The door for agents: which there are."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from fastapi import APIRouter, Response
+
+from durable.views import AgentPage
+
+from .dependencies import TheBackend
+from .documentation import errors
+
+router = APIRouter(prefix="/v1", tags=["agents"])
+
+
+@router.get("/agents", response_model=AgentPage, summary="List agents", responses=errors(503))
+async def list_agents(backend: TheBackend) -> Response:
+    """All agents that were ever announced, with the number of live workers that serve each."""
+    announced = await backend.announcements.all()
+    live = Counter(name for names in await backend.announcements.workers() for name in names)
+    views = [item.view.model_copy(update={"workers": live[item.name]}) for item in announced]
+    return Response(AgentPage(agents=views).model_dump_json(by_alias=True), media_type="application/json")

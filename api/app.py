@@ -1,0 +1,90 @@
+"""The ASGI app, put together. `uvicorn api.app:app` serves it, set up from the environment."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import FastAPI
+
+from durable.agents import load_agents
+from durable.announcements import Announcements
+from durable.backend import Backend
+from durable.definition import AgentDefinition
+from durable.errors import StoreUnavailable
+from durable.settings import Settings
+from durable.store import Store
+
+from . import agents, health, problems, runs
+from .body_limit import BodyLimit
+from .closing import Closing
+
+DESCRIPTION = """
+Durable, fire-and-forget runs for Pydantic AI agents.
+
+Submit a run and have its id back at once; follow it from any client, from the start or from any position, now or later.
+A run goes on whatever happens to who asked for it.
+"""
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Make the app.
+
+    Args:
+        settings: Default: from the environment, when the app starts.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        found = settings or Settings()
+        closing = app.state.closing = Closing()
+        definitions = _hosted(found)
+        async with Backend(Store.of(found), found, definitions) as backend:
+            app.state.backend = backend
+            announcing = asyncio.create_task(_announce(backend.announcements, definitions))
+            with closing.on_signals():
+                yield
+            closing.begin()
+            announcing.cancel()
+
+    app = FastAPI(
+        title="Durable Agents",
+        description=DESCRIPTION,
+        version=_version(),
+        lifespan=lifespan,
+    )
+    app.add_middleware(BodyLimit, max_bytes=(settings or Settings()).max_body_bytes)
+    problems.install(app)
+    for module in (runs, agents, health):
+        app.include_router(module.router)
+    return app
+
+
+def _hosted(settings: Settings) -> dict[str, AgentDefinition]:
+    """The agents that are executed in this process: those that say so. Without `DURABLE_AGENTS` no user code is
+    imported."""
+    found = load_agents(settings.agents) if settings.agents else {}
+    return {name: definition for name, definition in found.items() if definition.kind == "durable"}
+
+
+async def _announce(announcements: Announcements, definitions: dict[str, AgentDefinition]) -> None:
+    """Announce the agents of this process, as soon as Redis is there."""
+    while definitions:
+        try:
+            await announcements.announce(definitions.values())
+        except StoreUnavailable:
+            await asyncio.sleep(1)
+        else:
+            return
+
+
+def _version() -> str:
+    try:
+        return version("durable-agents")
+    except PackageNotFoundError:
+        return "0"
+
+
+app = create_app()

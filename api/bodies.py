@@ -1,0 +1,67 @@
+"""What callers send."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field
+
+from durable.chunks import Wire
+from durable.runs import RunRequest
+
+MAX_METADATA_KEYS = 50
+
+
+class SubmitBody(Wire):
+    """What a run is asked to do: a prompt, or messages that end with the user's."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"prompt": "What is the weather in Basel?"},
+                {
+                    "messages": [
+                        {"role": "user", "content": "Hello"},
+                        {"role": "assistant", "content": "Hello! How can I help?"},
+                        {"role": "user", "content": "What is the weather in Basel?"},
+                    ],
+                    "runId": "order-4711-support",
+                    "metadata": {"customer": "c-42"},
+                    "modelSettings": {"temperature": 0.2},
+                    "maxSteps": 10,
+                },
+            ]
+        },
+    )
+
+    prompt: Annotated[str | list[Any] | None, Field(description="Text, or Pydantic AI user content.")] = None
+    messages: Annotated[
+        list[Any] | None,
+        Field(
+            description="`{role, content}` or Pydantic AI messages. The last one is the user's.",
+            max_length=10_000,
+        ),
+    ] = None
+    run_id: Annotated[str | None, Field(description="The caller's own id: 1 to 128 of `A-Z a-z 0-9 _ -`.")] = None
+    metadata: Annotated[
+        dict[str, Any] | None, Field(description="Attached to the run.", max_length=MAX_METADATA_KEYS)
+    ] = None
+    model_settings: Annotated[dict[str, Any] | None, Field(description="Pydantic AI model settings.")] = None
+    usage_limits: Annotated[dict[str, Any] | None, Field(description="Pydantic AI usage limits.")] = None
+    max_steps: Annotated[int | None, Field(description="Model requests, at most.", ge=1, le=1000)] = None
+    deps: Annotated[Any, Field(description="JSON for the agent's dependencies.")] = None
+
+    def request(self) -> RunRequest:
+        """The run's request, as it is stored."""
+        names = set(RunRequest.model_fields) & self.model_fields_set
+        return RunRequest(**{name: getattr(self, name) for name in names})
+
+
+class CancelBody(Wire):
+    """Why a run is cancelled, and by whom."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"reason": "the user pressed stop"}]})
+
+    reason: Annotated[str | None, Field(max_length=1000)] = None
+    actor: Annotated[str | None, Field(max_length=200)] = None

@@ -1,0 +1,175 @@
+"""The door for runs: submit, look, list, follow, cancel."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from contextlib import aclosing
+from typing import Annotated, Any, Final
+
+import orjson
+from fastapi import APIRouter, Header, Query, Request, Response
+
+from durable.backend import Backend
+from durable.conversation import read_conversation
+from durable.errors import InvalidRequest
+from durable.journal import Entry, read
+from durable.runs import NewRun, RunRecord
+from durable.views import ChunkPage, RunPage, RunStatus, RunView
+
+from .bodies import CancelBody, SubmitBody
+from .dependencies import TheBackend, TheClosing
+from .documentation import CHUNKS_RESPONSES, errors, known
+from .sse import event_stream
+
+router = APIRouter(prefix="/v1", tags=["runs"])
+
+_CURSOR: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
+
+
+def view(record: RunRecord) -> RunView:
+    """A run with its links."""
+    path = f"/v1/runs/{record.run_id}"
+    links = {"self": path, "chunks": f"{path}/chunks", "cancel": f"{path}/cancel"}
+    return record.view().model_copy(update={"links": links})
+
+
+def as_json(body: RunView | RunPage, status: int = 200, **headers: str) -> Response:
+    """A view as a response."""
+    return Response(
+        body.model_dump_json(by_alias=True, exclude_unset=isinstance(body, RunPage)),
+        status,
+        headers,
+        media_type="application/json",
+    )
+
+
+@router.post(
+    "/agents/{agent}/runs",
+    status_code=202,
+    response_model=RunView,
+    summary="Submit a run",
+    responses=known("The same request was submitted before; this is its run.", RunView)
+    | errors(400, 404, 409, 413, 503),
+)
+async def submit(
+    agent: str,
+    body: SubmitBody,
+    backend: TheBackend,
+    idempotency_key: Annotated[str | None, Header(max_length=255, description="Makes it safe to repeat.")] = None,
+) -> Response:
+    """The answer comes at once; from then on the run is in the store, and will end, whatever happens to the caller or
+    to this server. Repeating the request with the same `runId` or `Idempotency-Key` finds the run that is there."""
+    request = body.request()
+    read_conversation(request)
+    announced = await backend.announcements.get(agent)
+    new = NewRun(
+        agent=announced.name,
+        kind=announced.kind,
+        queue=announced.queue,
+        request=request,
+        retention=announced.retention or backend.settings.retention_seconds,
+        run_id=body.run_id,
+        idempotency_key=idempotency_key,
+        metadata=body.metadata,
+    )
+    record, created = await backend.runs.create(new)
+    if created:
+        await backend.dispatch(record)
+    return as_json(view(record), 202 if created else 200, Location=f"/v1/runs/{record.run_id}")
+
+
+@router.get(
+    "/runs", response_model=RunPage, summary="List runs", response_model_exclude_unset=True, responses=errors(400, 503)
+)
+async def list_runs(
+    backend: TheBackend,
+    status: Annotated[RunStatus | None, Query(description="Only runs in this state.")] = None,
+    agent: Annotated[str, Query(max_length=128, description="Only runs of this agent.")] = "",
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(max_length=64, description="`next` of the page before.")] = None,
+) -> Response:
+    """Newest first, without their outputs."""
+    records, following = await backend.runs.page(status=status or "", agent=agent, limit=limit, cursor=cursor)
+    return as_json(RunPage(runs=[view(record) for record in records], next=following))
+
+
+@router.get("/runs/{run_id}", response_model=RunView, summary="Look at a run", responses=errors(404, 410, 503))
+async def get_run(run_id: str, backend: TheBackend) -> Response:
+    """Its state, and when it has ended its output or error."""
+    return as_json(view(await backend.runs.get(run_id)))
+
+
+@router.post(
+    "/runs/{run_id}/cancel",
+    status_code=202,
+    response_model=RunView,
+    summary="Cancel a run",
+    responses=known("It is cancelled already.", RunView) | errors(404, 409, 410, 503),
+)
+async def cancel_run(run_id: str, backend: TheBackend, body: CancelBody | None = None) -> Response:
+    """A run that waits ends now; one that is being executed is told to end, and keeps what it has said."""
+    body = body or CancelBody()
+    await backend.runs.get(run_id)
+    requested = await backend.runs.cancel(run_id, reason=body.reason, actor=body.actor)
+    return as_json(view(await backend.runs.get(run_id)), 202 if requested else 200)
+
+
+@router.get(
+    "/runs/{run_id}/chunks",
+    response_model=ChunkPage,
+    summary="Follow a run, or read a part of it",
+    responses=CHUNKS_RESPONSES | errors(400, 404, 410, 503),
+)
+async def get_chunks(
+    request: Request,
+    run_id: str,
+    backend: TheBackend,
+    closing: TheClosing,
+    after: Annotated[str, Query(description="The cursor: the seq of the last chunk that the reader has.")] = "0",
+    limit: Annotated[int, Query(ge=1, le=1000, description="JSON only.")] = 200,
+    wait: Annotated[float, Query(ge=0, le=30, description="JSON only: seconds to wait for news.")] = 0,
+    last_event_id: Annotated[str | None, Header(description="The cursor, as `EventSource` sends it.")] = None,
+) -> Response:
+    """With `Accept: text/event-stream` the run's chunks as Server-Sent Events, replayed from the cursor and followed to
+    the final chunk. Otherwise a page of JSON."""
+    cursor = _cursor(last_event_id if last_event_id is not None else after)
+    record = await backend.observer.check(run_id, cursor)
+    if "text/event-stream" in request.headers.get("accept", ""):
+        if record.status.ended and cursor == record.last_seq:
+            return Response(status_code=204)
+        return event_stream(backend.observer.pages(run_id, cursor), closing)
+    entries = await read(backend.store, run_id, cursor, limit=limit)
+    if not entries and wait and not record.status.ended:
+        entries = await _first_page(backend, run_id, cursor, wait)
+    return _page(await backend.runs.get(run_id), entries, cursor, limit)
+
+
+def _cursor(value: str) -> int:
+    if not _CURSOR.fullmatch(value):
+        raise InvalidRequest("The cursor is not a number of 0 or more.")
+    return int(value)
+
+
+async def _first_page(backend: Backend, run_id: str, cursor: int, seconds: float) -> list[Entry]:
+    """The next entries, or none in that time."""
+    try:
+        async with asyncio.timeout(seconds), aclosing(backend.observer.pages(run_id, cursor)) as pages:
+            async for page in pages:
+                return page
+    except TimeoutError:
+        pass
+    return []
+
+
+def _page(record: RunRecord, entries: list[Entry], cursor: int, limit: int) -> Response:
+    chunks: list[Any] = [chunk for entry in entries for chunk in entry.wire][:limit]
+    following = cursor + len(chunks)
+    final = record.status.ended and following == record.last_seq
+    body = b'{"runId":%b,"chunks":[%b],"next":%d,"final":%b}' % (
+        orjson.dumps(record.run_id),
+        b",".join(chunks),
+        following,
+        b"true" if final else b"false",
+    )
+    return Response(body, media_type="application/json")

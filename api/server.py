@@ -1,0 +1,22 @@
+"""Serving the app in this process."""
+
+from __future__ import annotations
+
+import uvicorn
+
+from durable.settings import Settings
+
+from .app import create_app
+
+
+def serve(settings: Settings) -> None:
+    """Serve until told to stop. Blocks."""
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        # Streams end by themselves when the server is told to stop; whatever still hangs then is cut.
+        timeout_graceful_shutdown=5,
+        server_header=False,
+        date_header=False,
+    )

@@ -1,0 +1,101 @@
+"""Following a run in a terminal, as text or as JSON lines, and leaving it.
+
+Invariant: leaving never touches the run, and always says how to come back to the very next chunk.
+"""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+
+from durable.chunks.base import Json
+from durable.cli.exits import Exit, exit_of_run
+from durable.cli.terminal import Terminal
+from durable.cli.transcript import Transcript
+from durable.client import Client
+from durable.errors import DurableError
+from durable.views import RunStatus, RunView
+
+
+class Following:
+    """One run in one terminal."""
+
+    def __init__(self, terminal: Terminal, *, as_json: bool) -> None:
+        """Nothing is followed yet."""
+        self._terminal = terminal
+        self._transcript = None if as_json else Transcript(terminal)
+        self._run_id: str | None = None
+        self._cursor = 0
+
+    async def follow(self, client: Client, run_id: str, after: int = 0) -> Exit:
+        """Write the run from the cursor on, until it has ended.
+
+        Raises:
+            DurableError: It could not be followed to its end.
+        """
+        self._run_id, self._cursor = run_id, after
+        try:
+            async with aclosing(client.observe(run_id, after)) as chunks:
+                async for chunk in chunks:
+                    if self._transcript is None:
+                        self._terminal.json(chunk.to_wire())
+                    else:
+                        self._transcript.show(chunk)
+                    self._cursor = chunk.seq
+            view = await client.wait(run_id)
+        except DurableError:
+            self._leave("This terminal lost sight of the run. It may well go on.")
+            raise
+        if self._transcript is not None:
+            self._transcript.close()
+            self._sum_up(view)
+        return exit_of_run(view.status)
+
+    def interrupted(self) -> Exit:
+        """Ctrl-C: leave the run alone."""
+        if self._run_id is None:
+            self._terminal.note("Interrupted before the server confirmed a run.")
+            return Exit.INTERRUPTED
+        self._leave("Detached. The run goes on.")
+        return Exit.OK
+
+    def _leave(self, words: str) -> None:
+        back = f"Come back:  {come_back(str(self._run_id), self._cursor)}"
+        if self._transcript is None:
+            self._terminal.note(f"{words}\n{back}")
+            return
+        self._transcript.close()
+        self._terminal.line(words, "bold")
+        self._terminal.line(back)
+
+    def _sum_up(self, view: RunView) -> None:
+        match view.status:
+            case RunStatus.COMPLETED:
+                self._show_output(view.output)
+                self._terminal.line(f"✓ completed{_effort(view)}", "bold green")
+            case RunStatus.CANCELLED:
+                self._terminal.line("✗ cancelled", "bold yellow")
+            case _:
+                why = f": {view.error.code}: {view.error.message}" if view.error else ""
+                self._terminal.line(f"✗ {view.status}{why}", "bold red")
+
+    def _show_output(self, output: Json) -> None:
+        # Text has flowed by already.
+        if output is not None and not isinstance(output, str):
+            self._terminal.write("= ")
+            self._terminal.json(output)
+
+
+def come_back(run_id: str, after: int) -> str:
+    """The command that goes on from there."""
+    return f"durable observe {run_id}{f' --after {after}' if after else ''}"
+
+
+def _effort(view: RunView) -> str:
+    parts = [f"{view.last_seq} chunks"]
+    if view.finished_at is not None:
+        parts.append(f"{(view.finished_at - view.created_at).total_seconds():.1f} s")
+    if view.usage is not None and view.usage.total_tokens:
+        parts.append(f"{view.usage.total_tokens} tokens")
+    if view.attempt > 1:
+        parts.append(f"{view.attempt} attempts")
+    return f" ({', '.join(parts)})"

@@ -1,0 +1,192 @@
+"""The verbs that talk to a server: `run`, `observe`, `runs`, `cancel` and `agents`."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+import typer
+from rich.table import Table
+
+from durable.cli.attendance import attend
+from durable.cli.exits import Exit
+from durable.cli.following import Following, come_back
+from durable.cli.terminal import Terminal, visible
+from durable.client import Client
+from durable.views import AgentView, RunStatus, RunView
+
+RunId: TypeAlias = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")]
+AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
+
+
+def run(
+    context: typer.Context,
+    agent: Annotated[str, typer.Argument(metavar="AGENT", help="The agent's name.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to ask it.")],
+    *,
+    run_id: Annotated[str | None, typer.Option(help="The id that the run shall have.")] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Model requests, at most.")] = None,
+    metadata: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Kept with the run. May be repeated.")
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Print the run's id and do not follow.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a run and follow it. Ctrl-C leaves it running.
+
+    Exit codes: 0 completed or left, 1 failed, 3 cancelled, 4 refused, 5 no server.
+    """
+    terminal = Terminal()
+    following = Following(terminal, as_json=as_json)
+    labels = _labels(metadata or [])
+
+    async def work(client: Client) -> Exit:
+        view = await client.submit(agent, prompt, run_id=run_id, max_steps=max_steps, metadata=labels or None)
+        if detach:
+            _announce_detached(terminal, view, as_json=as_json)
+            return Exit.OK
+        if as_json:
+            terminal.note(f"run {view.run_id}")
+        else:
+            terminal.line(f"run {view.run_id}", "bold")
+        return await following.follow(client, view.run_id)
+
+    attend(context.obj, work, on_interrupt=following.interrupted)
+
+
+def observe(
+    context: typer.Context,
+    run_id: RunId,
+    *,
+    after: Annotated[int, typer.Option(min=0, help="Begin after this chunk.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Follow a run, from its start or from a chunk on. Ctrl-C leaves it running.
+
+    Exit codes: as for `run`.
+    """
+    following = Following(Terminal(), as_json=as_json)
+
+    async def work(client: Client) -> Exit:
+        await client.get(run_id)  # no server or no such run is told at once, not after many tries
+        return await following.follow(client, run_id, after)
+
+    attend(context.obj, work, on_interrupt=following.interrupted)
+
+
+def runs(
+    context: typer.Context,
+    *,
+    status: Annotated[RunStatus | None, typer.Option(help="Only runs in this state.")] = None,
+    agent: Annotated[str | None, typer.Option(help="Only runs of this agent.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Runs, at most.")] = 20,
+    cursor: Annotated[str | None, typer.Option(help="Go on from an earlier list.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List runs, newest first."""
+    terminal = Terminal()
+
+    async def work(client: Client) -> Exit:
+        page = await client.runs(status=status, agent=agent, limit=limit, cursor=cursor)
+        if as_json:
+            for view in page.runs:
+                terminal.json(view.to_wire())
+        elif page.runs:
+            terminal.table(_runs_table(page.runs))
+        else:
+            terminal.note("No runs.")
+        if page.next is not None:
+            terminal.note(f"More:  --cursor {page.next}")
+        return Exit.OK
+
+    attend(context.obj, work)
+
+
+def cancel(
+    context: typer.Context,
+    run_id: RunId,
+    *,
+    reason: Annotated[str | None, typer.Option(help="Why; kept with the run.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Cancel a run. Cancelling a cancelled run again is fine; one that ended otherwise is refused."""
+    terminal = Terminal()
+
+    async def work(client: Client) -> Exit:
+        view = await client.cancel(run_id, reason)
+        if as_json:
+            terminal.json(view.to_wire())
+        elif view.status is RunStatus.CANCELLED:
+            terminal.line(f"run {view.run_id} is cancelled")
+        else:
+            terminal.line(f"run {view.run_id} is being cancelled")
+        return Exit.OK
+
+    attend(context.obj, work)
+
+
+def agents(context: typer.Context, *, as_json: AsJson = False) -> None:
+    """List the agents that can be asked for runs."""
+    terminal = Terminal()
+
+    async def work(client: Client) -> Exit:
+        views = await client.agents()
+        if as_json:
+            for view in views:
+                terminal.json(view.model_dump(mode="json", by_alias=True))
+        elif views:
+            terminal.table(_agents_table(views))
+        else:
+            terminal.note("No agents. Start a worker with DURABLE_AGENTS=package.module.")
+        return Exit.OK
+
+    attend(context.obj, work)
+
+
+def _labels(pairs: list[str]) -> dict[str, str]:
+    labels = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            raise typer.BadParameter("it must look like KEY=VALUE", param_hint="--metadata")
+        labels[key] = value
+    return labels
+
+
+def _announce_detached(terminal: Terminal, view: RunView, *, as_json: bool) -> None:
+    """Only the id, or the run, goes to standard output, for scripts."""
+    if as_json:
+        terminal.json(view.to_wire())
+    else:
+        terminal.line(view.run_id)
+    terminal.note(f"Follow it:  {come_back(view.run_id, 0)}")
+
+
+def _runs_table(views: list[RunView]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("RUN", "AGENT", "STATUS"):
+        table.add_column(title, no_wrap=title == "RUN", overflow="fold")
+    for title in ("ATTEMPT", "CHUNKS"):
+        table.add_column(title, justify="right")
+    table.add_column("CREATED", no_wrap=True)
+    for view in views:
+        status = f"{view.status} ({view.reason})" if view.reason else view.status
+        created = view.created_at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        cells = (view.run_id, view.agent, status, str(view.attempt), str(view.last_seq), created)
+        table.add_row(*map(_cell, cells))
+    return table
+
+
+def _agents_table(views: list[AgentView]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("AGENT", "WORKERS", "TOOLS", "DESCRIPTION"):
+        table.add_column(title, justify="right" if title == "WORKERS" else "left", overflow="fold")
+    for view in views:
+        workers = "?" if view.workers is None else str(view.workers)
+        tools = ", ".join(tool.name for tool in view.tools)
+        table.add_row(*map(_cell, (view.name, workers, tools, view.description or "")))
+    return table
+
+
+def _cell(text: str) -> str:
+    # Square brackets are markup to rich.
+    return visible(text).replace("[", "\\[")

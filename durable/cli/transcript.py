@@ -1,0 +1,173 @@
+"""A run as somebody reads it in a terminal: text flows, all else is one line each.
+
+Invariant: it is written as chunks come, and nothing that was written is taken back; what a lost worker tore is
+announced as void instead.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pydantic_core import to_json
+
+from durable.chunks import (
+    Abort,
+    Chunk,
+    Error,
+    File,
+    Finish,
+    ReasoningDelta,
+    Source,
+    Start,
+    StepFinish,
+    StepStart,
+    TextDelta,
+    ToolCall,
+    ToolError,
+    ToolOutput,
+    ToolResult,
+    Usage,
+)
+from durable.chunks.base import Json
+from durable.cli.terminal import Terminal
+from durable.fold import Folder
+
+_VALUE_WIDTH: Final = 160
+_QUIET: Final = frozenset(
+    {
+        "finish",
+        "object",
+        "object-result",
+        "raw",
+        "reasoning-end",
+        "reasoning-signature",
+        "reasoning-start",
+        "redacted-reasoning",
+        "response-metadata",
+        "text-end",
+        "text-start",
+        "tool-call-delta",
+        "tool-call-input-streaming-end",
+        "tool-call-input-streaming-start",
+    }
+)
+
+
+class Transcript:
+    """Writes one run to a terminal."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        """Begins with the first chunk that it is shown."""
+        self._terminal = terminal
+        self._folder = Folder()
+        self._flowing = ""  # the part whose text was written last
+        self._open_line = False
+        self._from_start = False
+        self._attempt = 0
+
+    def show(self, chunk: Chunk) -> None:
+        """Write the next chunk."""
+        self._folder.add(chunk)
+        self._from_start = self._from_start or chunk.seq == 1
+        match chunk:
+            case TextDelta():
+                self._flow(chunk.payload.id, chunk.payload.text, "")
+            case ReasoningDelta():
+                self._flow(chunk.payload.id, chunk.payload.text, "dim italic")
+            case StepStart() | StepFinish() | Start() | Finish() | Abort() | Error():
+                self._show_frame(chunk)
+            case ToolCall() | ToolResult() | ToolError() | ToolOutput():
+                self._show_tool(chunk)
+            case Source():
+                self._line(f"  ⌁ source: {chunk.payload.title} {chunk.payload.url or ''}".rstrip(), "dim")
+            case File():
+                self._line(f"  ⌁ file: {chunk.payload.filename or chunk.payload.mime_type}", "dim")
+            case _ if chunk.type not in _QUIET:
+                self._line(f"  · {chunk.type}", "dim")
+            case _:
+                pass
+
+    def close(self) -> None:
+        """End the line that is open, if one is."""
+        if self._open_line:
+            self._terminal.line("")
+        self._open_line = False
+        self._flowing = ""
+
+    def _show_frame(self, chunk: Chunk) -> None:
+        match chunk:
+            case Start():
+                self._line(f"● {chunk.payload.id}", "bold")
+                self._attempt = max(self._attempt, chunk.attempt)
+            case StepStart():
+                self._show_step(chunk)
+            case StepFinish():
+                usage = _tokens(chunk.payload.output.usage)
+                self._line(f"└ {self._step()} finished{usage}", "dim")
+            case Abort():
+                self._line(f"✗ aborted{': ' + chunk.payload.reason if chunk.payload.reason else ''}", "yellow")
+            case Error():
+                error = chunk.payload.error
+                self._line(f"✗ {error.code}: {error.message}", "red")
+            case _:
+                self.close()
+
+    def _show_step(self, chunk: StepStart) -> None:
+        if chunk.payload.void is not None:
+            self._line("↻ that response was cut off and no longer counts; it comes again", "yellow")
+        elif chunk.attempt > self._attempt > 0:
+            self._line(f"↻ attempt {chunk.attempt} goes on from here", "yellow")
+        self._attempt = max(self._attempt, chunk.attempt)
+        self._line(f"┌ {self._step()}", "dim")
+
+    def _step(self) -> str:
+        """The step's name; without a number for a reader who came later and can't count."""
+        return f"step {self._folder.steps}" if self._from_start else "step"
+
+    def _show_tool(self, chunk: ToolCall | ToolResult | ToolError | ToolOutput) -> None:
+        name = chunk.payload.tool_name or self._folder.calls[chunk.payload.tool_call_id].tool_name or "tool"
+        match chunk:
+            case ToolCall():
+                self._line(f"  → {name}({_arguments(chunk.payload.args)})", "cyan")
+            case ToolResult():
+                self._line(f"  ← {name}: {_short(chunk.payload.result)}", "green")
+            case ToolError():
+                error = chunk.payload.error
+                self._line(f"  ✗ {name}: {error.code}: {error.message}", "red")
+            case ToolOutput():
+                self._line(f"  … {name}: {_short(chunk.payload.output)}", "dim cyan")
+
+    def _flow(self, part: str, text: str, style: str) -> None:
+        if not text:
+            return
+        if self._flowing != part:
+            self.close()
+        self._flowing = part
+        self._open_line = not text.endswith("\n")
+        self._terminal.write(text, style)
+
+    def _line(self, text: str, style: str) -> None:
+        self.close()
+        self._terminal.line(text.replace("\n", " "), style)
+
+
+def _arguments(args: Json) -> str:
+    if isinstance(args, dict):
+        return _cut(", ".join(f"{name}={_compact(value)}" for name, value in args.items()))
+    return "" if args is None else _short(args)
+
+
+def _short(value: Json) -> str:
+    return _cut(value if isinstance(value, str) else _compact(value))
+
+
+def _compact(value: Json) -> str:
+    return to_json(value).decode()
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _VALUE_WIDTH else f"{text[: _VALUE_WIDTH - 1]}…"
+
+
+def _tokens(usage: Usage) -> str:
+    return f", {usage.input_tokens} tokens in, {usage.output_tokens} out" if usage.total_tokens else ""

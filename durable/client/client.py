@@ -1,0 +1,259 @@
+"""The HTTP client: submit runs, look at them, follow them, cancel them.
+
+It needs httpx and pydantic and nothing else of this project's dependencies. Invariant: what may have reached the
+server is sent again only when that is safe, and a reader gets every chunk once, in order, whatever the network does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from types import TracebackType
+from typing import Final, Self
+from urllib.parse import quote
+
+import httpx
+
+from durable.chunks import Chunk
+from durable.chunks.base import Json
+from durable.client.backoff import Backoff
+from durable.client.remote import Remote
+from durable.client.subscription import Subscription
+from durable.errors import InvalidRequest, RunCancelled, RunFailed
+from durable.fold import Folder
+from durable.views import AgentPage, AgentView, ChunkPage, RunPage, RunStatus, RunView
+
+DEFAULT_URL: Final = "http://127.0.0.1:8000"
+_QUICK: Final = Backoff(patience=15.0)
+_PATIENT: Final = Backoff(patience=300.0)
+
+
+class Client:
+    """A connection to a server of durable runs. Use it as an async context manager, or call `aclose()`.
+
+    Every method raises a class of `durable.errors`: the one that fits the server's code, `ServerUnreachable` when
+    nobody answers, `InvalidRequest` when what was given can't be sent.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        *,
+        timeout: float = 10.0,
+        headers: Mapping[str, str] | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+        retry: Backoff = _QUICK,
+        reconnect: Backoff = _PATIENT,
+    ) -> None:
+        """Connects when it is first used.
+
+        Args:
+            base_url: The server; the environment's `DURABLE_URL` by default, else `http://127.0.0.1:8000`.
+            timeout: Seconds to wait for a connection or for an answer.
+            headers: Sent with each request, for example `Authorization`.
+            transport: Another httpx transport, for example one that calls an ASGI app in this process.
+            retry: How `submit` and `cancel` are repeated while nobody answers; for 15 seconds by default.
+            reconnect: How `observe`, `wait`, `result` and `text` come back to a lost server; for 5 minutes by default.
+
+        Raises:
+            ConfigurationError: `base_url` is not an HTTP URL.
+        """
+        url = base_url or os.environ.get("DURABLE_URL") or DEFAULT_URL
+        self._server = Remote(url, timeout=timeout, headers=headers, transport=transport)
+        self._retry = retry
+        self._reconnect = reconnect
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close all connections. Runs go on."""
+        await self._server.http.aclose()
+
+    async def submit(
+        self,
+        agent: str,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[Json] | None = None,
+        run_id: str | None = None,
+        idempotency_key: str | None = None,
+        metadata: Mapping[str, Json] | None = None,
+        model_settings: Mapping[str, Json] | None = None,
+        max_steps: int | None = None,
+        deps: Json = None,
+        thread_id: str | None = None,
+    ) -> RunView:
+        """Start a run and return at once. Give either `prompt` or `messages`.
+
+        It is repeated while the server can't be reached or is not ready. A run id or an idempotency key goes along
+        each time, made up if need be, so that there is one run however often the request arrives.
+
+        Args:
+            agent: The agent's name.
+            prompt: What the user says.
+            messages: The conversation so far, as `[{role, content}]` or as Pydantic AI's message JSON.
+            run_id: The id that the run shall have.
+            idempotency_key: Names this request; the same key and body give the same run.
+            metadata: Kept with the run.
+            model_settings: Pydantic AI's model settings for this run.
+            max_steps: Model requests, at most.
+            deps: JSON for the agent's `deps_factory`.
+            thread_id: The conversation that the run belongs to.
+
+        Raises:
+            UnknownAgent: Nobody ever announced this agent.
+            RunConflict: The run id or key was used for another request.
+            InvalidRequest: Something given does not fit.
+            StoreUnavailable: The server has no store, for longer than `retry` is patient.
+        """
+        fields = {
+            "prompt": prompt,
+            "messages": messages,
+            "runId": run_id,
+            "metadata": metadata,
+            "modelSettings": model_settings,
+            "maxSteps": max_steps,
+            "deps": deps,
+            "threadId": thread_id,
+        }
+        if run_id is None and idempotency_key is None:
+            idempotency_key = secrets.token_urlsafe(24)
+        headers = {} if idempotency_key is None else {"idempotency-key": idempotency_key}
+        path = f"/v1/agents/{_segment(agent)}/runs"
+        return await self._server.ask("POST", path, RunView, body=fields, headers=headers, backoff=self._retry)
+
+    async def get(self, run_id: str) -> RunView:
+        """The run as it is now.
+
+        Raises:
+            UnknownRun: There is none.
+            RunExpired: Its retention has passed.
+        """
+        return await self._server.ask("GET", f"/v1/runs/{_segment(run_id)}", RunView)
+
+    async def runs(
+        self,
+        *,
+        status: RunStatus | str | None = None,
+        agent: str | None = None,
+        thread_id: str | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> RunPage:
+        """Runs, newest first. `cursor` is the `next` of the page before."""
+        params = {"status": status, "agent": agent, "threadId": thread_id, "limit": limit, "cursor": cursor}
+        return await self._server.ask("GET", "/v1/runs", RunPage, params=params)
+
+    async def agents(self) -> list[AgentView]:
+        """All agents that can be asked for runs."""
+        return (await self._server.ask("GET", "/v1/agents", AgentPage)).agents
+
+    async def chunks(self, run_id: str, after: int = 0, limit: int = 200, wait: float = 0) -> ChunkPage:
+        """A page of a run's log.
+
+        Args:
+            run_id: The run.
+            after: The seq after which to begin.
+            limit: Chunks, at most; 1 to 1000.
+            wait: Seconds to wait for the first chunk when there is none yet; 0 to 30.
+
+        Raises:
+            UnknownRun: There is none.
+            RunExpired: Its retention has passed.
+            InvalidRequest: `after` is negative or beyond the end, or another value is out of range.
+        """
+        params = {"after": after, "limit": limit, "wait": wait or None}
+        return await self._server.ask(
+            "GET", f"{_run_path(run_id)}/chunks", ChunkPage, params=params, extra_seconds=wait
+        )
+
+    def observe(self, run_id: str, after: int = 0) -> AsyncGenerator[Chunk, None]:
+        """Follow a run: all chunks after the cursor, what is there and what comes, until the final one.
+
+        A lost connection or server is come back to, from the cursor. To stop earlier, just stop reading; the run
+        does not notice.
+
+        Raises:
+            UnknownRun: There is none.
+            RunExpired: Its retention has passed.
+            InvalidRequest: `after` is negative or beyond the end.
+            ServerUnreachable: The server was away for longer than `reconnect` is patient.
+        """
+        return Subscription(self._server, f"{_run_path(run_id)}/chunks", after=after, backoff=self._reconnect).chunks()
+
+    async def wait(self, run_id: str, timeout: float | None = None) -> RunView:  # noqa: ASYNC109  it is the API
+        """The run once it has ended, however it did.
+
+        Args:
+            run_id: The run.
+            timeout: Seconds to wait; None is for ever.
+
+        Raises:
+            TimeoutError: It has not ended by then. It goes on.
+            UnknownRun: There is none.
+        """
+        async with asyncio.timeout(timeout):
+            path, tries = _run_path(run_id), self._reconnect.start()
+            view = await self._server.ask("GET", path, RunView, backoff=self._reconnect)
+            while not view.ended:
+                async for _ in self.observe(run_id, view.last_seq):
+                    pass
+                view = await self._server.ask("GET", path, RunView, backoff=self._reconnect)
+                if not view.ended:  # a copy of the store that lags behind
+                    await asyncio.sleep(tries.pause() or self._reconnect.cap)
+            return view
+
+    async def result(self, run_id: str, timeout: float | None = None) -> Json:  # noqa: ASYNC109  it is the API
+        """What the agent returned, as JSON, once the run has completed. `timeout` is as for `wait`.
+
+        Raises:
+            RunFailed: It failed.
+            RunCancelled: It was cancelled.
+            TimeoutError: It has not ended by then. It goes on.
+        """
+        view = await self.wait(run_id, timeout)
+        if view.status is RunStatus.COMPLETED:
+            return view.output
+        cancelled = view.status is RunStatus.CANCELLED
+        kind = RunCancelled if cancelled else RunFailed
+        if view.error is None:
+            raise kind(run_id, kind.code, "The run was cancelled." if cancelled else "The run failed.")
+        raise kind(run_id, view.error.code, view.error.message)
+
+    async def text(self, run_id: str) -> str:
+        """All text that the run writes, once it has ended, however it did. Raises as `observe` does."""
+        folder = Folder()
+        async with aclosing(self.observe(run_id)) as chunks:
+            async for chunk in chunks:
+                folder.add(chunk)
+        return folder.text
+
+    async def cancel(self, run_id: str, reason: str | None = None) -> RunView:
+        """End a run. It is cancelled soon, not at once: `wait` for it if that matters.
+
+        Raises:
+            UnknownRun: There is none.
+            RunEnded: It ended otherwise before.
+        """
+        path = f"{_run_path(run_id)}/cancel"
+        return await self._server.ask("POST", path, RunView, body={"reason": reason}, backoff=self._retry)
+
+
+def _run_path(run_id: str) -> str:
+    return f"/v1/runs/{_segment(run_id)}"
+
+
+def _segment(value: str) -> str:
+    """One segment of a path; a name that would lead elsewhere is refused here."""
+    if value in {"", ".", ".."}:
+        raise InvalidRequest("A name or an id must not be empty, or made of dots.")
+    return quote(value, safe="")

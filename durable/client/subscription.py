@@ -1,0 +1,167 @@
+"""Following one run over HTTP, through lost connections and restarted servers.
+
+Invariant: every chunk after the cursor is given out once and in order. A duplicate is skipped; a gap, a broken frame
+or a stream that ends without the final chunk is a drop, and the log is asked again from the cursor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Final
+
+import httpx
+from pydantic_core import from_json
+
+from durable.chunks import Chunk
+from durable.client.answers import PASSING, error_of, failure_of, retry_after
+from durable.client.backoff import Backoff
+from durable.client.remote import Remote
+from durable.errors import DurableError, ServerUnreachable
+from durable.sse import Parser
+from durable.views import read_chunk
+
+_HEADERS: Final = {"accept": "text/event-stream", "cache-control": "no-store"}
+# The server breaks a silence every 10 seconds; three missed comments are a lost connection.
+_SILENCE_SECONDS: Final = 30.0
+# Streams that broke the rules, in a row and without a single new chunk, before it is given up.
+_MAX_FAULTS: Final = 5
+# The server's own fault may pass, and asking again harms nothing.
+_AGAIN: Final = PASSING | {408, 500}
+
+
+class _Drop(Exception):
+    """The connection is of no more use; the run goes on."""
+
+    def __init__(self, failure: DurableError | None = None, *, pause: float = 0.0, fault: bool = False) -> None:
+        super().__init__()
+        self.failure = failure
+        self.pause = pause
+        self.fault = fault
+
+
+class Subscription:
+    """One observer of one run.
+
+    Attributes:
+        cursor: The last seq that was given out.
+    """
+
+    def __init__(self, server: Remote, path: str, *, after: int, backoff: Backoff) -> None:
+        """Connects when it is read.
+
+        Args:
+            server: Where the run is.
+            path: The run's chunks.
+            after: The seq after which to begin.
+            backoff: How to reconnect.
+        """
+        self.cursor = after
+        self._http = server.http
+        self._server = server.name
+        self._path = path
+        self._tries = backoff.start()
+        self._cap = backoff.cap
+        self._timeout = httpx.Timeout(server.timeout, read=max(_SILENCE_SECONDS, server.timeout))
+        self._faults = 0
+        self._over = False
+
+    async def chunks(self) -> AsyncGenerator[Chunk, None]:
+        """The chunks, until the final one.
+
+        Raises:
+            DurableError: The server refused for good, or it was not to be reached for longer than the backoff's
+                patience.
+        """
+        while not self._over:
+            try:
+                async with aclosing(self._connection()) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
+            except _Drop as drop:
+                await self._wait(drop)
+
+    async def _wait(self, drop: _Drop) -> None:
+        """Wait before the next try.
+
+        Raises:
+            DurableError: There will be none.
+        """
+        self._faults += drop.fault
+        failure = drop.failure or ServerUnreachable(
+            f"The stream from {self._server} keeps breaking after chunk {self.cursor}."
+        )
+        delay = self._tries.pause(at_least=drop.pause)
+        if delay is None or self._faults >= _MAX_FAULTS:
+            raise failure
+        await asyncio.sleep(delay)
+
+    async def _connection(self) -> AsyncGenerator[Chunk, None]:
+        """What one connection yields. Returns after the final chunk; raises `_Drop` at any other end."""
+        request = self._http.build_request(
+            "GET", self._path, params={"after": self.cursor}, headers=_HEADERS, timeout=self._timeout
+        )
+        try:
+            response = await self._http.send(request, stream=True)
+            try:
+                if not await self._opened(response):
+                    return
+                async with aclosing(self._read(response)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
+            finally:
+                await response.aclose()
+        except httpx.RequestError as error:
+            failure = failure_of(error, self._server)
+            if not isinstance(failure, ServerUnreachable):
+                raise failure from error
+            raise _Drop(failure) from error
+
+    async def _opened(self, response: httpx.Response) -> bool:
+        """Whether a stream follows. If not, the run has ended and the cursor is at its end."""
+        if response.status_code == httpx.codes.NO_CONTENT:
+            self._over = True
+            return False
+        if response.status_code != httpx.codes.OK:
+            await response.aread()
+            failure = error_of(response)
+            if response.status_code in _AGAIN:
+                raise _Drop(failure, pause=retry_after(response))
+            raise failure
+        if not response.headers.get("content-type", "").startswith("text/event-stream"):
+            raise _Drop(fault=True)
+        self._tries.reached()
+        return True
+
+    async def _read(self, response: httpx.Response) -> AsyncGenerator[Chunk, None]:
+        parser = Parser()
+        opened = time.monotonic()
+        async for piece in response.aiter_bytes():
+            for frame in parser.feed(piece):
+                # Frames with a type of their own are not chunks, as for the browser's `onmessage`.
+                if frame.event == "message" and (chunk := self._next(frame.data)) is not None:
+                    yield chunk
+                    if self._over:
+                        return
+        if time.monotonic() - opened > self._cap:
+            # It served its time: what cut it was a limit on the way, not a server in trouble.
+            self._tries.succeeded()
+        raise _Drop(pause=(parser.retry_ms or 0) / 1000)
+
+    def _next(self, data: str) -> Chunk | None:
+        """The chunk of one frame, with the cursor moved on to it; None for a duplicate."""
+        try:
+            chunk = read_chunk(from_json(data))
+        except ValueError as error:
+            raise _Drop(fault=True) from error
+        if chunk.seq <= self.cursor:
+            return None
+        if chunk.seq != self.cursor + 1:
+            raise _Drop(fault=True)
+        self.cursor = chunk.seq
+        self._over = bool(chunk.final)
+        self._faults = 0
+        self._tries.succeeded()
+        return chunk

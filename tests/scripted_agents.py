@@ -1,0 +1,116 @@
+"""Agents with scripted models, for workers of tests. A prompt is a little program, so that a test chooses what happens.
+
+say <words>             answers with the words, one delta each
+slowly <n> <words>      the same, with n ms before each
+call <tool> <json>      calls a tool, then answers with what it returned
+calls <tool> <json>;…   calls several tools at once
+fail                    the model fails at once
+break <words>           the model fails after the words
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+
+from pydantic_ai import Agent, RunContext
+from pydantic_ai.exceptions import ModelHTTPError
+from pydantic_ai.messages import ModelMessage, ModelRequest, ToolReturnPart, UserPromptPart
+from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
+
+from durable import create_durable_agent, create_evented_agent, emit
+
+
+async def script(messages: list[ModelMessage], _info: AgentInfo) -> AsyncIterator[str | DeltaToolCalls]:
+    """The scripted model."""
+    returned = _returned(messages)
+    verb, _, rest = ("say", "", f"The tool said {returned}") if returned else _prompt(messages).partition(" ")
+    if verb in {"call", "calls"}:
+        for index, call in enumerate(rest.split(";")):
+            name, _, args = call.strip().partition(" ")
+            yield {index: DeltaToolCall(name=name, json_args=args or "{}", tool_call_id=f"call-{index}")}
+        return
+    pause, _, words = rest.partition(" ") if verb == "slowly" else ("0", "", rest)
+    for word in words.split():
+        await asyncio.sleep(int(pause) / 1000)
+        yield f"{word} "
+    if verb not in {"say", "slowly"}:
+        raise ModelHTTPError(500 if verb == "break" else 503, "scripted")
+
+
+def _prompt(messages: list[ModelMessage]) -> str:
+    texts = [
+        part.content
+        for message in messages
+        if isinstance(message, ModelRequest)
+        for part in message.parts
+        if isinstance(part, UserPromptPart) and isinstance(part.content, str)
+    ]
+    return texts[-1]
+
+
+def _returned(messages: list[ModelMessage]) -> str | None:
+    last = messages[-1]
+    if isinstance(last, ModelRequest):
+        returns = [part.model_response_str() for part in last.parts if isinstance(part, ToolReturnPart)]
+        return " and ".join(returns) or None
+    return None
+
+
+agent = Agent(FunctionModel(stream_function=script), name="scripted")
+
+
+@agent.tool_plain
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+@agent.tool
+async def wait(ctx: RunContext[object], ms: int) -> str:
+    """Take some time, and say so."""
+    await emit(ctx, {"waiting": ms})
+    await asyncio.sleep(ms / 1000)
+    return f"waited {ms} ms"
+
+
+@agent.tool_plain
+def explode(secret: str = "hunter2") -> str:  # noqa: S107 - it must not turn up anywhere
+    """Raise, with a secret in the text."""
+    raise ValueError(f"the password is {secret}")
+
+
+@agent.tool_plain
+def opaque() -> object:
+    """Return what has no JSON form."""
+    return object()
+
+
+@agent.tool_plain
+def huge() -> str:
+    """Return 20 MB."""
+    return "x" * 20_000_000
+
+
+@agent.tool_plain
+def kill_worker() -> str:
+    """End the worker as a crash would."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return "unreachable"
+
+
+scripted = create_evented_agent(agent)
+forgiving = create_evented_agent(
+    Agent(FunctionModel(stream_function=script), name="forgiving", tools=[explode, opaque, add]),
+    on_tool_error="continue",
+)
+here = create_durable_agent(
+    Agent(FunctionModel(stream_function=script), name="in-process", tools=[add]),
+)
+limited = create_evented_agent(
+    Agent(FunctionModel(stream_function=script), name="short-lived", tools=[add]), retention=1
+)
+LONG = json.dumps({"ms": 60_000})
