@@ -1,0 +1,310 @@
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from starlette.responses import JSONResponse
+from typer.testing import CliRunner, Result
+
+from durable.chunks import from_wire
+from durable.cli import app
+from durable.cli.terminal import Terminal, visible
+from durable.cli.transcript import Transcript
+from tests.scripted_api import DEADLINE_SECONDS, ScriptedApi, Stream, chunk, problem, run_object, text_log
+
+
+@pytest.fixture
+def api() -> Iterator[ScriptedApi]:
+    with ScriptedApi() as server:
+        yield server
+
+
+def durable(api: ScriptedApi, *arguments: str) -> Result:
+    return CliRunner().invoke(app, ["--url", api.url, *arguments])
+
+
+def started(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-X", "utf8", "-m", "durable.cli", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def read_until(process: subprocess.Popen[str], words: str) -> str:
+    """Read standard output up to these words; the test's own timeout is the deadline."""
+    assert process.stdout is not None
+    text = ""
+    while words not in text:
+        piece = process.stdout.read(1)
+        assert piece, f"ended without {words!r}: {text!r}"
+        text += piece
+    return text
+
+
+# --- run and observe ---
+
+
+def test_run_prints_the_run_id_and_the_text_as_it_flows(api: ScriptedApi) -> None:
+    result = durable(api, "run", "echo", "hi")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("run run-1\n")
+    assert "\nHello wörld\n" in result.stdout
+    assert "✓ completed" in result.stdout
+    assert result.stderr == ""
+
+
+def test_run_sends_its_options(api: ScriptedApi) -> None:
+    options = ("--run-id", "r-7", "--max-steps", "4", "--metadata", "team=blue", "--metadata", "q=a=b")
+    assert durable(api, "run", "echo", "hi", "--detach", *options).exit_code == 0
+    body = json.loads(api.requests[0][3])
+    assert body == {"prompt": "hi", "runId": "r-7", "maxSteps": 4, "metadata": {"team": "blue", "q": "a=b"}}
+
+
+def test_run_detached_prints_nothing_but_the_id_to_standard_output(api: ScriptedApi) -> None:
+    result = durable(api, "run", "echo", "hi", "--detach")
+    assert (result.exit_code, result.stdout) == (0, "run-1\n")
+    assert "durable observe run-1" in result.stderr
+    assert api.cursors == []
+
+
+def test_json_prints_the_chunks_and_nothing_else(api: ScriptedApi) -> None:
+    for arguments in (("run", "echo", "hi", "--json"), ("observe", "run-1", "--json")):
+        result = durable(api, *arguments)
+        assert [json.loads(line) for line in result.stdout.splitlines()] == api.log
+
+
+def test_observe_begins_after_a_chunk(api: ScriptedApi) -> None:
+    result = durable(api, "observe", "run-1", "--after", "4")
+    assert "lo wörld" in result.stdout
+    assert "Hel" not in result.stdout
+    assert api.cursors == [4]
+
+
+def test_a_structured_output_is_printed_as_json(api: ScriptedApi) -> None:
+    api.log = text_log()
+    api.run = run_object(status="completed", lastSeq=len(api.log), output={"city": "Paris"})
+    assert '= {"city":"Paris"}\n' in durable(api, "observe", "run-1").stdout
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "code", "words"),
+    [
+        ("failed", {"code": "tool_failed", "message": "The tool failed."}, 1, "tool_failed: The tool failed."),
+        ("cancelled", None, 3, "cancelled"),
+    ],
+)
+def test_the_exit_code_tells_how_the_run_ended(
+    api: ScriptedApi, status: str, error: dict[str, str] | None, code: int, words: str
+) -> None:
+    api.run = run_object(status=status, **({"error": error} if error else {}))
+    result = durable(api, "run", "echo", "hi")
+    assert result.exit_code == code
+    assert words in result.stdout
+    assert durable(api, "observe", "run-1", "--after", "8").exit_code == code
+
+
+def test_a_run_that_is_lost_from_sight_says_how_to_come_back(api: ScriptedApi) -> None:
+    api.streams.extend([Stream(until=4, cut=True), problem(410, "run_expired", "Too late.")])
+    result = durable(api, "observe", "run-1")
+    assert result.exit_code == 4
+    assert "durable observe run-1 --after 4" in result.stdout
+    assert result.stderr == "error: Too late.\n"
+
+
+def test_ctrl_c_leaves_the_run_alone_and_says_how_to_come_back(api: ScriptedApi) -> None:
+    api.streams.append(Stream(until=5, hold=True))
+    with started("--url", api.url, "run", "echo", "hi") as process:
+        read_until(process, "Hello ")
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=DEADLINE_SECONDS)
+    assert process.returncode == 0
+    assert "The run goes on." in rest
+    assert "durable observe run-1 --after 5" in rest
+    assert errors == ""
+    assert not [target for _, target, _, _ in api.requests if "cancel" in target]
+
+
+def test_ctrl_c_before_there_is_a_run_says_so() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with started("--url", url, "run", "echo", "hi") as process:
+            connection, _ = silent.accept()
+            with connection:
+                connection.recv(1)  # the request is on its way
+                process.send_signal(signal.SIGINT)
+                output, errors = process.communicate(timeout=DEADLINE_SECONDS)
+    assert (process.returncode, output) == (130, "")
+    assert errors == "Interrupted before the server confirmed a run.\n"
+
+
+def test_a_reader_that_closes_the_pipe_ends_the_command_quietly(api: ScriptedApi) -> None:
+    api.streams.append(Stream(until=3, hold=True))
+    with started("--url", api.url, "observe", "run-1", "--json") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert json.loads(process.stdout.readline()) == api.log[0]
+        read_until(process, '"text-start"')
+        process.stdout.close()
+        api.release()
+        assert process.wait(DEADLINE_SECONDS) == 0
+        assert process.stderr.read() == ""
+
+
+# --- lists, cancel, errors ---
+
+
+def test_runs_are_listed_as_a_table_whose_ids_are_whole(api: ScriptedApi) -> None:
+    api.run = run_object(runId="r" * 60, status="suspended", reason="approval")
+    result = durable(api, "runs", "--status", "suspended", "--agent", "echo", "--limit", "3")
+    assert "r" * 60 in result.stdout
+    assert "suspended (approval)" in result.stdout
+    assert api.requests[0][1] == "/v1/runs?status=suspended&agent=echo&limit=3"
+
+
+def test_lists_print_json_lines(api: ScriptedApi) -> None:
+    assert json.loads(durable(api, "runs", "--json").stdout)["runId"] == "run-1"
+    assert json.loads(durable(api, "agents", "--json").stdout)["name"] == "echo"
+
+
+def test_agents_are_listed_with_their_tools(api: ScriptedApi) -> None:
+    lines = durable(api, "agents").stdout.splitlines()
+    assert lines[1].split() == ["echo", "1", "add", "Says", "it."]
+
+
+def test_cancel_sends_the_reason_and_tells_the_state(api: ScriptedApi) -> None:
+    api.run = run_object()
+    result = durable(api, "cancel", "run-1", "--reason", "enough")
+    assert (result.exit_code, result.stdout) == (0, "run run-1 is being cancelled\n")
+    assert json.loads(api.requests[0][3]) == {"reason": "enough"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "arguments", "code"),
+    [
+        (problem(404, "unknown_run", "There is no such run."), ("observe", "nope"), 4),
+        (problem(503, "store_unavailable", "The store is away."), ("observe", "r"), 5),
+    ],
+)
+def test_an_error_is_one_line_on_standard_error(
+    api: ScriptedApi, answer: JSONResponse, arguments: tuple[str, ...], code: int
+) -> None:
+    api.gets.append(answer)
+    result = durable(api, *arguments)
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert result.stderr == f"error: {json.loads(bytes(answer.body))['error']['message']}\n"
+
+
+def test_a_server_that_is_not_there_is_said_in_one_line(api: ScriptedApi) -> None:
+    api.stop()
+    for arguments in (("agents",), ("runs",), ("observe", "r")):
+        result = durable(api, *arguments)
+        assert (result.exit_code, result.stdout) == (5, "")
+        assert result.stderr == f"error: The server at {api.url} can't be reached.\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("run", "echo"), ("run", "echo", "hi", "--metadata", "nonsense"), ("runs", "--status", "odd"), ("nonsense",)],
+)
+def test_wrong_usage_has_an_exit_code_of_its_own(api: ScriptedApi, arguments: tuple[str, ...]) -> None:
+    assert durable(api, *arguments).exit_code == 2
+    assert api.requests == []
+
+
+def test_a_setting_that_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DURABLE_CONCURRENCY", "many")
+    result = CliRunner().invoke(app, ["api"])
+    assert result.exit_code == 4
+    assert result.stderr.startswith("error: DURABLE_CONCURRENCY: ")
+    assert "many" not in result.stderr
+
+
+def test_every_verb_explains_itself() -> None:
+    for verb in ("run", "observe", "runs", "cancel", "agents", "dev", "worker", "api"):
+        result = CliRunner().invoke(app, [verb, "--help"])
+        assert result.exit_code == 0
+        assert verb in result.stdout
+
+
+# --- what a transcript looks like ---
+
+
+def transcript(capsys: pytest.CaptureFixture[str], *events: tuple[str, Any, int]) -> list[str]:
+    shown = Transcript(Terminal())
+    for seq, (kind, payload, attempt) in enumerate(events, 1):
+        shown.show(from_wire(chunk(seq, kind, payload, attempt=attempt)))
+    shown.close()
+    return capsys.readouterr().out.splitlines()
+
+
+STEP: dict[str, Any] = {"stepId": "s", "messageId": "m", "startedAt": 0, "request": {}}
+CALL = {"toolCallId": "c", "toolName": "add"}
+
+
+def test_tool_calls_and_their_outcomes_are_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    error = {"code": "tool_failed", "message": "The tool failed."}
+    lines = transcript(
+        capsys,
+        ("step-start", STEP, 1),
+        ("reasoning-delta", {"id": "r", "text": "two\nlines"}, 1),
+        ("tool-call", {**CALL, "args": {"a": 1, "b": "x\ny"}}, 1),
+        ("tool-output", {"toolCallId": "c", "output": {"done": 1}}, 1),
+        ("tool-result", {**CALL, "result": "first\nsecond"}, 1),
+        ("tool-error", {**CALL, "error": error}, 1),
+        ("tomorrow", {}, 1),
+    )
+    assert lines == [
+        "┌ step 1",
+        "two",
+        "lines",
+        '  → add(a=1, b="x\\ny")',
+        '  … add: {"done":1}',
+        "  ← add: first second",
+        "  ✗ add: tool_failed: The tool failed.",
+        "  · tomorrow",
+    ]
+
+
+def test_a_torn_response_is_announced_as_void(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = transcript(
+        capsys,
+        ("step-start", STEP, 1),
+        ("text-delta", {"id": "t", "text": "torn"}, 1),
+        ("step-start", {**STEP, "void": {"from": 1, "to": 2}}, 2),
+        ("text-delta", {"id": "t2", "text": "again"}, 2),
+    )
+    assert lines == [
+        "┌ step 1",
+        "torn",
+        "↻ that response was cut off and no longer counts; it comes again",
+        "┌ step 1",
+        "again",
+    ]
+
+
+def test_another_attempt_is_announced(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = transcript(capsys, ("start", {"id": "echo", "messageId": "m"}, 1), ("step-start", STEP, 2))
+    assert lines == ["● echo", "↻ attempt 2 goes on from here", "┌ step 1"]
+
+
+def test_a_long_value_is_cut_and_text_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = transcript(
+        capsys,
+        ("tool-result", {**CALL, "result": "x" * 1000}, 1),
+        ("text-delta", {"id": "t", "text": "y" * 1000}, 1),
+    )
+    assert [len(line) < 200 for line in lines] == [True, False]
+    assert lines[1] == "y" * 1000
+
+
+def test_nothing_that_was_written_by_a_model_controls_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    nasty = "a\x1b[2Jb\x9b1mc\x07[red]d"
+    lines = transcript(
+        capsys, ("text-delta", {"id": "t", "text": nasty}, 1), ("tool-result", {**CALL, "result": nasty}, 1)
+    )
+    assert lines == ["a[2Jb1mc[red]d", "  ← add: a[2Jb1mc[red]d"]
+    assert visible("tab\tand\r\nline") == "tab\tand\nline"
