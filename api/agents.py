@@ -9,12 +9,12 @@ from fastapi import APIRouter, Response
 from durable.views import AgentPage
 
 from .dependencies import TheBackend
-from .documentation import errors
+from .documentation import AGENTS, errors, example
 
 router = APIRouter(prefix="/v1", tags=["agents"])
 
 
-@router.get("/agents", response_model=AgentPage, summary="List agents", responses=errors(503))
+@router.get("/agents", response_model=AgentPage, summary="List agents", responses=example(200, AGENTS) | errors(503))
 async def list_agents(backend: TheBackend) -> Response:
     """All agents that were ever announced, with the number of live workers that serve each."""
     announced = await backend.announcements.all()

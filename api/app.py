@@ -20,6 +20,7 @@ from durable.store import Store
 from . import agents, health, problems, runs
 from .body_limit import BodyLimit
 from .closing import Closing
+from .documentation import Documented
 
 DESCRIPTION = """
 Durable, fire-and-forget runs for Pydantic AI agents.
@@ -49,7 +50,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             closing.begin()
             announcing.cancel()
 
-    app = FastAPI(
+    app = Documented(
         title="Durable Agents",
         description=DESCRIPTION,
         version=_version(),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from fastapi import FastAPI
+
 _ERRORS: Final = {
     400: ("invalid_request", "The request is not valid."),
     404: ("unknown_run", "There is no such run or agent."),
@@ -40,9 +42,75 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return found
 
 
-def known(description: str, model: Any) -> dict[int | str, dict[str, Any]]:
+RUN: Final[dict[str, Any]] = {
+    "runId": "6mUYXuWMuVhRIctqrwgGLg",
+    "agent": "weather",
+    "status": "completed",
+    "attempt": 1,
+    "lastSeq": 17,
+    "createdAt": "2026-11-24T08:00:00.000000Z",
+    "startedAt": "2026-11-24T08:00:00.004000Z",
+    "finishedAt": "2026-11-24T08:00:02.310000Z",
+    "usage": {"inputTokens": 120, "outputTokens": 41, "totalTokens": 161},
+    "output": "It is 7 degrees and dry in Basel.",
+    "metadata": {"customer": "c-42"},
+    "links": {
+        "self": "/v1/runs/6mUYXuWMuVhRIctqrwgGLg",
+        "chunks": "/v1/runs/6mUYXuWMuVhRIctqrwgGLg/chunks",
+        "cancel": "/v1/runs/6mUYXuWMuVhRIctqrwgGLg/cancel",
+    },
+}
+_BEGUN: Final = {"agent", "runId", "createdAt", "metadata", "links"}
+NEW_RUN: Final = {**{k: v for k, v in RUN.items() if k in _BEGUN}, "status": "queued", "attempt": 0, "lastSeq": 0}
+RUNS: Final = {"runs": [{k: v for k, v in RUN.items() if k != "output"}], "next": "1795507200000.1"}
+AGENTS: Final = {
+    "agents": [
+        {
+            "name": "weather",
+            "description": "Answers questions about the weather.",
+            "kind": "evented",
+            "model": "anthropic:claude-sonnet-5-5",
+            "tools": [
+                {
+                    "name": "forecast",
+                    "description": "The forecast for a city.",
+                    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+                }
+            ],
+            "outputSchema": {"type": "string"},
+            "queue": "durable.weather",
+            "maxSteps": 20,
+            "workers": 2,
+        }
+    ]
+}
+
+
+def example(status: int, value: Any) -> dict[int | str, dict[str, Any]]:
+    """The documentation of an answer by an example."""
+    return {status: {"content": {"application/json": {"example": value}}}}
+
+
+def known(description: str, model: Any, **differing: Any) -> dict[int | str, dict[str, Any]]:
     """The documentation of a repeated request's answer."""
-    return {200: {"model": model, "description": description}}
+    content = {"application/json": {"example": {**RUN, **differing}}}
+    return {200: {"model": model, "description": description, "content": content}}
+
+
+class Documented(FastAPI):
+    """An app whose OpenAPI document says what the app does: invalid input is 400, never FastAPI's own 422."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document."""
+        if self.openapi_schema is None:
+            document = super().openapi()
+            for path in document["paths"].values():
+                for operation in path.values():
+                    operation["responses"].pop("422", None)
+            for name in ("HTTPValidationError", "ValidationError"):
+                document["components"]["schemas"].pop(name, None)
+            self.openapi_schema = document
+        return self.openapi_schema
 
 
 CHUNKS_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {

@@ -12,6 +12,7 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from durable.errors import (
     DurableError,
@@ -24,6 +25,7 @@ from durable.errors import (
     UnknownAgent,
     UnknownRun,
 )
+from durable.execution.failures import places
 
 log = logging.getLogger(__name__)
 
@@ -70,11 +72,17 @@ async def _invalid(_: Request, error: Exception) -> Response:
         raise error
     # A problem names the field and what is wrong with it. Its input stays here.
     issues = [
-        {"field": ".".join(str(part) for part in issue["loc"][1:])[:200], "message": issue["msg"][:200]}
+        {"field": _field(issue), "message": issue["msg"][:200]}
         for issue in error.errors()[:20]
         if issue["type"] != "value_error"
     ]
     return problem(400, InvalidRequest.code, "The request is not valid.", {"issues": issues} if issues else None)
+
+
+def _field(issue: dict[str, Any]) -> str:
+    """Where the fault lies. The name of a field that we don't know is the caller's own text."""
+    known = issue["loc"][1:-1] if issue["type"] == "extra_forbidden" else issue["loc"][1:]
+    return ".".join(str(part) for part in known)[:200]
 
 
 async def _http_error(_: Request, error: Exception) -> Response:
@@ -85,9 +93,33 @@ async def _http_error(_: Request, error: Exception) -> Response:
     return problem(error.status_code, code, message, **dict(error.headers or {}))
 
 
-async def _unexpected(_: Request, error: Exception) -> Response:
-    log.error("unexpected %s", type(error).__name__)
-    return problem(500, DurableError.code, "The server failed.")
+class _Unexpected:
+    """ASGI middleware: answers an error that nobody foresaw.
+
+    A handler for `Exception` would answer as well, but Starlette then raises the error again, and the server writes its
+    text, which may be anything, to the log.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request."""
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception as error:
+            if scope["type"] != "http":
+                raise
+            log.error("unexpected %s at %s", type(error).__name__, places(error))  # noqa: TRY400 - see above
+            if not started:
+                await problem(500, DurableError.code, "The server failed.")(scope, receive, send)
 
 
 def install(app: FastAPI) -> None:
@@ -95,4 +127,4 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(DurableError, _durable_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _unexpected)
+    app.add_middleware(_Unexpected)

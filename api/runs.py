@@ -19,7 +19,7 @@ from durable.views import ChunkPage, RunPage, RunStatus, RunView
 
 from .bodies import CancelBody, SubmitBody
 from .dependencies import TheBackend, TheClosing
-from .documentation import CHUNKS_RESPONSES, errors, known
+from .documentation import CHUNKS_RESPONSES, NEW_RUN, RUN, RUNS, errors, example, known
 from .sse import event_stream
 
 router = APIRouter(prefix="/v1", tags=["runs"])
@@ -49,14 +49,17 @@ def as_json(body: RunView | RunPage, status: int = 200, **headers: str) -> Respo
     status_code=202,
     response_model=RunView,
     summary="Submit a run",
-    responses=known("The same request was submitted before; this is its run.", RunView)
-    | errors(400, 404, 409, 413, 503),
+    responses=example(202, NEW_RUN)
+    | known("The same request was submitted before; this is its run.", RunView)
+    | errors(400, 404, 409, 410, 413, 503),
 )
 async def submit(
     agent: str,
     body: SubmitBody,
     backend: TheBackend,
-    idempotency_key: Annotated[str | None, Header(max_length=255, description="Makes it safe to repeat.")] = None,
+    idempotency_key: Annotated[
+        str | None, Header(min_length=1, max_length=255, description="Makes it safe to repeat.")
+    ] = None,
 ) -> Response:
     """The answer comes at once; from then on the run is in the store, and will end, whatever happens to the caller or
     to this server. Repeating the request with the same `runId` or `Idempotency-Key` finds the run that is there."""
@@ -80,7 +83,11 @@ async def submit(
 
 
 @router.get(
-    "/runs", response_model=RunPage, summary="List runs", response_model_exclude_unset=True, responses=errors(400, 503)
+    "/runs",
+    response_model=RunPage,
+    summary="List runs",
+    response_model_exclude_unset=True,
+    responses=example(200, RUNS) | errors(400, 503),
 )
 async def list_runs(
     backend: TheBackend,
@@ -94,7 +101,12 @@ async def list_runs(
     return as_json(RunPage(runs=[view(record) for record in records], next=following))
 
 
-@router.get("/runs/{run_id}", response_model=RunView, summary="Look at a run", responses=errors(404, 410, 503))
+@router.get(
+    "/runs/{run_id}",
+    response_model=RunView,
+    summary="Look at a run",
+    responses=example(200, RUN) | errors(404, 410, 503),
+)
 async def get_run(run_id: str, backend: TheBackend) -> Response:
     """Its state, and when it has ended its output or error."""
     return as_json(view(await backend.runs.get(run_id)))
@@ -105,7 +117,9 @@ async def get_run(run_id: str, backend: TheBackend) -> Response:
     status_code=202,
     response_model=RunView,
     summary="Cancel a run",
-    responses=known("It is cancelled already.", RunView) | errors(404, 409, 410, 503),
+    responses=example(202, {**NEW_RUN, "status": "cancelled"})
+    | known("It is cancelled already.", RunView, status="cancelled")
+    | errors(400, 404, 409, 410, 413, 503),
 )
 async def cancel_run(run_id: str, backend: TheBackend, body: CancelBody | None = None) -> Response:
     """A run that waits ends now; one that is being executed is told to end, and keeps what it has said."""

@@ -53,6 +53,8 @@ class Backend:
             self._here = InProcessDispatcher(self.engine.execute)
 
     async def __aenter__(self) -> Self:
+        if self._celery is not None:
+            await self._celery.open()
         if self.engine is not None:
             await self.engine.start()
         return self

@@ -95,7 +95,9 @@ def read_conversation(request: RunRequest) -> Conversation:
         raise InvalidRequest("Give either a prompt or messages.")
     try:
         limits = None if request.usage_limits is None else _LIMITS.validate_python(request.usage_limits)
-        history = ModelMessagesTypeAdapter.validate_python(request.message_history or [])
+        given = request.message_history
+        # Pydantic AI builds this adapter when it is first used, which takes a while: not for nothing.
+        history = ModelMessagesTypeAdapter.validate_python(given) if given else []
         if request.messages is not None:
             return _read_messages(request.messages, history, limits)
         prompt: Prompt = _PROMPT.validate_python(request.prompt)

@@ -69,9 +69,22 @@ class CeleryDispatcher:
         except (OperationalError, OSError) as error:
             log.warning("run %s: its wake-up was not sent: %s", record.run_id, type(error).__name__)
 
+    async def open(self) -> None:
+        """Connect ahead of the first wake-up, so that it takes no longer than others. A broker that is away is met
+        again when there is something to send."""
+        try:
+            async with asyncio.timeout(2):
+                await asyncio.to_thread(self._connect)
+        except (OperationalError, OSError, TimeoutError) as error:
+            log.warning("the broker does not answer yet: %s", type(error).__name__)
+
     def close(self) -> None:
         """Close the connections to the broker."""
         self._app.close()
+
+    def _connect(self) -> None:
+        with self._app.producer_or_acquire() as pooled:
+            pooled.connection.ensure_connection(max_retries=1)
 
     def _send(self, record: RunRecord) -> None:
         again = record.token > 0

@@ -62,6 +62,8 @@ class Hub:
         self._names: dict[str, str] = {}
         self._lock = asyncio.Lock()
         self._pubsub: PubSub | None = None
+        self._subscribed: set[str] = set()
+        self._wanted = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def stop(self) -> None:
@@ -86,11 +88,11 @@ class Hub:
             # One subscribe at a time: redis-py opens a connection for each of two concurrent ones.
             async with self._lock, self._store.guard():
                 if self._pubsub is None:
-                    self._pubsub = self._store.pubsub()
+                    await self._connect()
+                elif channel not in self._subscribed:
                     await self._pubsub.subscribe(channel)
-                    self._start()
-                elif len(self._followers[channel]) == 1:
-                    await self._pubsub.subscribe(channel)
+                    self._subscribed.add(channel)
+                self._start()
         except BaseException:
             await self.leave(run_id, follower)
             raise
@@ -106,12 +108,16 @@ class Hub:
         del self._followers[channel], self._names[channel]
         try:
             async with self._lock, self._store.guard():
-                if self._pubsub is not None and channel not in self._followers:
+                if self._pubsub is not None and channel in self._subscribed - self._followers.keys():
+                    self._subscribed.discard(channel)
                     await self._pubsub.unsubscribe(channel)
         except StoreUnavailable:
             return  # the connection is renewed anyway, with what is followed then
 
     def _start(self) -> None:
+        self._wanted.set()
+        if self._tasks:
+            return
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._listen(), name="hub"), loop.create_task(self._check(), name="hub-check")]
 
@@ -120,7 +126,7 @@ class Hub:
             pubsub = self._pubsub
             try:
                 if pubsub is None:
-                    await self._connect()
+                    await self._reconnect()
                     continue
                 message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=None)
             except UNAVAILABLE as error:
@@ -133,12 +139,26 @@ class Hub:
             if message is not None and message["type"] == "message":
                 self._deliver(text(message["channel"]), message["data"])
 
-    async def _connect(self) -> None:
+    async def _reconnect(self) -> None:
+        """Listen again, once somebody reads: a connection without subscriptions has nothing to wait for."""
+        await self._wanted.wait()
         async with self._lock:
-            pubsub = self._store.pubsub()
+            if self._pubsub is not None:
+                return
             if self._followers:
-                await pubsub.subscribe(*self._followers)
-            self._pubsub = pubsub
+                await self._connect()
+            else:
+                self._wanted.clear()
+
+    async def _connect(self) -> None:
+        """Open the connection, with all that is followed by now. The lock is held."""
+        pubsub, channels = self._store.pubsub(), list(self._followers)
+        try:
+            await pubsub.subscribe(*channels)
+        except BaseException:
+            await close_pubsub(pubsub)
+            raise
+        self._pubsub, self._subscribed = pubsub, set(channels)
         self._stir_all()
 
     def _deliver(self, channel: str, data: bytes) -> None:

@@ -120,7 +120,8 @@ class PrivateRedis:
         """
         if self._process is not None:
             return
-        executable = self._executable or find_redis_server()
+        # Kept for later starts: another version might not read what this one wrote.
+        executable = self._executable = self._executable or find_redis_server()
         folder = self._claim_folder()
         atexit.register(self._close_in_owner)
         try:

@@ -144,7 +144,8 @@ class Stack:
 
     def __init__(self, output: TextIO | None = None, *, handle_signals: bool = False) -> None:
         self._output = output if output is not None else sys.stdout
-        self._coloured = self._output.isatty() and not os.environ.get("NO_COLOR")
+        self._on_terminal = self._output.isatty()
+        self._coloured = self._on_terminal and not os.environ.get("NO_COLOR")
         self._writing = threading.Lock()
         self._colours: dict[str, str] = {}
         self._palette: Iterator[str] = cycle(COLOURS)
@@ -202,13 +203,13 @@ class Stack:
         self._watched[name] = alive
 
     def run_forever(self) -> int:
-        """Wait until a signal asks to stop or a child is gone, then stop everything.
+        """Wait until a signal asks to stop, a child is gone or the terminal is, then stop everything.
 
         Returns:
             The exit code of the program: 0 when asked to stop, 1 when something ended by itself.
         """
         gone = None
-        while not self._stop_requests and gone is None:
+        while not self._stop_requests and gone is None and not self._terminal_is_gone():
             time.sleep(POLL_SECONDS)
             gone = self._first_gone()
         if gone is not None:
@@ -242,6 +243,10 @@ class Stack:
             if child.exit_code is not None:
                 return f"{child.name} ended with code {child.exit_code}"
         return next((f"{name} is gone" for name, alive in self._watched.items() if not alive()), None)
+
+    def _terminal_is_gone(self) -> bool:
+        """Whether the terminal was closed. SIGHUP tells only its session's leader, which may be `make` or `ssh`."""
+        return self._on_terminal and not self._output.isatty()
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._stop_requests += 1

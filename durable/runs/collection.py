@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -42,20 +43,22 @@ class Runs:
         """Create a run, once. Returns its record and whether this call created it.
 
         Raises:
-            InvalidRequest: The run id is not one.
+            InvalidRequest: The run id is not one, or a value can't be stored as JSON.
             RunConflict: The id or key belongs to another request.
             RunExpired: The id belongs to a run that has expired.
             StoreUnavailable: Redis does not answer. Repeating with the same id or key is safe.
         """
-        keys, run_id = self._store.keys, check_run_id(new.run_id or new_run_id())
+        keys, run_id = self._store.keys, check_run_id(new_run_id() if new.run_id is None else new.run_id)
         idempotency = (
             keys.idempotency(new.agent, hashlib.sha256(new.idempotency_key.encode()).hexdigest())
             if new.idempotency_key
             else keys.run(run_id)
         )
         fields: dict[str, Any] = {"agent": new.agent, "kind": new.kind, "queue": new.queue, "retention": new.retention}
-        if new.metadata:
-            fields["metadata"] = orjson.dumps(dict(new.metadata))
+        with _as_json():
+            digest, request = new.request.digest(new.agent, new.metadata), new.request.to_json()
+            if new.metadata:
+                fields["metadata"] = orjson.dumps(dict(new.metadata))
         verdict, found = await self._store.run(
             CREATE,
             [
@@ -69,8 +72,8 @@ class Runs:
             ],
             [
                 run_id,
-                new.request.digest(new.agent, new.metadata),
-                new.request.to_json(),
+                digest,
+                request,
                 int(WAKE_GRACE * 1000),
                 keys.status_indexes,
                 new.retention,
@@ -131,13 +134,15 @@ class Runs:
         """Ask a run to end as cancelled; False when it already is.
 
         Raises:
+            InvalidRequest: The reason or the actor can't be stored as JSON.
             UnknownRun, RunExpired: There is no such run.
             RunEnded: It has completed or failed.
             StoreUnavailable: Redis does not answer.
         """
         keys = self._store.keys
         payload = AbortPayload(**{k: v for k, v in (("reason", reason), ("actor", actor)) if v is not None})
-        bodies = [encode_body(chunk) for chunk in cancelled_chunks(payload)]
+        with _as_json():
+            bodies = [encode_body(chunk) for chunk in cancelled_chunks(payload)]
         verdict = text(
             await self._store.run(
                 CANCEL,
@@ -246,6 +251,16 @@ def cancelled_chunks(payload: AbortPayload, output: TurnOutput | None = None) ->
     output = output or TurnOutput(text="", usage=Usage(), steps=[])
     finish = FinishPayload(output=output, step_result=StepResult(reason="abort", is_continued=False))
     return Abort(payload=payload), Finish(payload=finish, final=True)
+
+
+@contextmanager
+def _as_json() -> Iterator[None]:
+    """Refuse what our JSON can't hold: half a surrogate pair, an integer of more than 64 bits, deepest nesting."""
+    try:
+        yield
+    except (TypeError, ValueError, RecursionError):
+        # The cause stays behind: its text holds the value.
+        raise InvalidRequest("The request holds a value that can't be stored as JSON.") from None
 
 
 def _flat(fields: Mapping[str, Any]) -> Iterable[Any]:
