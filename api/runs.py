@@ -94,7 +94,7 @@ async def list_runs(
     status: Annotated[RunStatus | None, Query(description="Only runs in this state.")] = None,
     agent: Annotated[str, Query(max_length=128, description="Only runs of this agent.")] = "",
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Query(max_length=64, description="`next` of the page before.")] = None,
+    cursor: Annotated[str | None, Query(max_length=160, description="`next` of the page before.")] = None,
 ) -> Response:
     """Newest first, without their outputs."""
     records, following = await backend.runs.page(status=status or "", agent=agent, limit=limit, cursor=cursor)

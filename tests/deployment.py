@@ -16,7 +16,7 @@ from typing import Self
 import httpx
 
 from durable.dev.ports import free_port
-from durable.dev.services import api_service, worker_service
+from durable.dev.services import api_service, flower_service, worker_service
 from durable.dev.stack import Child, Stack
 
 ROOT = Path(__file__).parents[1]
@@ -94,6 +94,12 @@ class Deployment:
         child = self._stack.start(replace(service, cwd=ROOT))
         self.url = f"http://127.0.0.1:{port}"
         return child
+
+    def start_flower(self) -> str:
+        """Start Flower and wait until it listens for events; its URL."""
+        port = free_port()
+        self._stack.start(replace(flower_service(self.redis_url, port=port, env=self.environment), cwd=ROOT))
+        return f"http://127.0.0.1:{port}"
 
     def _live_workers(self) -> int:
         answer = httpx.get(f"{self.url}/readyz", trust_env=False)

@@ -26,6 +26,7 @@ from durable.dev.guardian import Guardian, spawn
 from durable.errors import ConfigurationError
 
 POLL_SECONDS: Final = 0.05
+SLOWEST_POLL_SECONDS: Final = 0.4
 NAME_WIDTH: Final = 6
 COLOURS: Final = ("36", "33", "35", "32", "34", "31")
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -186,6 +187,7 @@ class Stack:
             raise ConfigurationError(f"{service.name} can't be started: {error.strerror}.") from error
         self._children.append(child)
         deadline = time.monotonic() + service.ready_seconds
+        pause = POLL_SECONDS
         while not child.is_ready():
             if self._stop_requests:
                 raise StopRequested
@@ -195,7 +197,8 @@ class Stack:
                 )
             if time.monotonic() > deadline:
                 raise ConfigurationError(f"{service.name} was not ready within {service.ready_seconds:g} s.")
-            time.sleep(POLL_SECONDS)
+            time.sleep(pause)
+            pause = min(pause * 1.5, SLOWEST_POLL_SECONDS)  # each check may leave a line in a log
         return child
 
     def watch(self, name: str, alive: Callable[[], bool]) -> None:

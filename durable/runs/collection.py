@@ -6,6 +6,7 @@ A run's record is the truth; the sorted sets of runs are its indexes, changed in
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -187,26 +188,31 @@ class Runs:
         index = keys.runs(status=status) if status else keys.runs(agent=agent)
         position = _Position.parse(cursor)
         found: list[RunRecord] = []
+        reach = limit
         while True:
             async with self._store.guard():
                 rows = cast(
                     "list[tuple[bytes, float]]",
                     await self._store.redis.zrevrangebyscore(
-                        index, position.score, "-inf", start=position.skip, num=limit, withscores=True
+                        index, position.bound, "-inf", start=0, num=reach, withscores=True
                     ),
                 )
-            if not rows:
-                return found, None
-            records = await self._brief([text(member) for member, _ in rows], index)
-            for (_, score), record in zip(rows, records, strict=True):
-                position = position.past(int(score))
+            places = [_Position(int(score), text(member)) for member, score in rows]
+            unseen = [place for place in places if place < position]
+            for place, record in zip(unseen, await self._brief([place.run_id for place in unseen], index), strict=True):
+                position = place
                 if record is not None and (not agent or record.agent == agent):
                     found.append(record)
                     if len(found) == limit:
                         return found, str(position)
+            if len(rows) < reach:
+                return found, None
+            reach = limit if unseen else reach * 2  # more than that were seen of one ms
 
     async def _brief(self, run_ids: Sequence[str], index: str) -> list[RunRecord | None]:
         """Records without their outputs. Expired runs leave the index."""
+        if not run_ids:
+            return []
         keys = self._store.keys
         async with self._store.guard(), self._store.redis.pipeline(transaction=False) as pipe:
             for run_id in run_ids:
@@ -223,27 +229,32 @@ class Runs:
         return records
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class _Position:
-    """A place in an index: a creation time, and how many runs of that ms have been seen."""
+    """A place in an index, which is ordered by creation time and then by run id: the last run that was seen.
 
-    score: str = "+inf"
-    skip: int = 0
+    It holds whatever comes or goes meanwhile, as a count of runs would not.
+    """
+
+    score: float = math.inf
+    run_id: str = ""
+
+    @property
+    def bound(self) -> str:
+        """The score to read from, as Redis takes it."""
+        return "+inf" if self.score == math.inf else str(self.score)
 
     @classmethod
     def parse(cls, cursor: str | None) -> _Position:
         if cursor is None:
             return cls()
-        match = re.fullmatch(r"([0-9]{1,15})\.([0-9]{1,6})", cursor, re.ASCII)
-        if match is None:
+        score, _, run_id = cursor.partition(".")
+        if not re.fullmatch(r"[0-9]{1,15}", score, re.ASCII) or not RUN_ID.fullmatch(run_id):
             raise InvalidRequest("The cursor is not one that this server gave.")
-        return cls(match[1], int(match[2]))
-
-    def past(self, score: int) -> _Position:
-        return _Position(str(score), self.skip + 1 if str(score) == self.score else 1)
+        return cls(int(score), run_id)
 
     def __str__(self) -> str:
-        return f"{self.score}.{self.skip}"
+        return f"{self.score}.{self.run_id}"
 
 
 def cancelled_chunks(payload: AbortPayload, output: TurnOutput | None = None) -> tuple[Abort, Finish]:
