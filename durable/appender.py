@@ -35,23 +35,29 @@ _PASSING = (*UNAVAILABLE, BusyLoadingError, OutOfMemoryError, ReadOnlyError)
 class _Piece:
     """A chunk that waits. A delta stays open for its neighbours of the same part; all else is encoded at once."""
 
-    __slots__ = ("_chunk", "_texts", "body", "key", "size")
+    __slots__ = ("_chunk", "_texts", "body", "key", "note", "size")
 
-    def __init__(self, chunk: Chunk, key: str | None, text: str) -> None:
+    def __init__(self, chunk: Chunk | None, key: str | None, text: str, note: Note | None = None) -> None:
         self._chunk = chunk
         self._texts = [text]
         self.key = key
-        self.body = b"" if key else encode_body(chunk)
+        self.body = b"" if key or chunk is None else encode_body(chunk)
+        self.note = note
         self.size = len(text) if key else len(self.body)
+
+    @property
+    def is_chunk(self) -> bool:
+        return self._chunk is not None
 
     def add(self, text: str) -> None:
         self._texts.append(text)
         self.size += len(text)
 
     def encode(self) -> bytes:
-        if self.key is None:
-            return self.body
+        """The chunk's body; b"" when there is only a note."""
         chunk, merged = self._chunk, "".join(self._texts)
+        if self.key is None or chunk is None:
+            return self.body
         if isinstance(chunk, ToolCallDelta):
             payload: Any = chunk.payload.model_copy(update={"args_text_delta": merged})
         else:
@@ -71,20 +77,38 @@ def _delta(chunk: Chunk) -> tuple[str | None, str]:
 
 
 @dataclass(frozen=True)
+class Note:
+    """What is stored in the same step as a chunk.
+
+    Attributes:
+        checkpoint: A checkpoint's entry, or b"".
+        field: The field of a ledger entry, or "".
+        value: The ledger entry.
+        progress: Whether the run has got on with it.
+    """
+
+    checkpoint: bytes = b""
+    field: str = ""
+    value: bytes = b""
+    progress: bool = True
+
+
+@dataclass(frozen=True)
 class Ending:
-    """The end of a run: its terminal status, its conversation as JSON, and fields of its record."""
+    """The end of a run: its terminal status, its last checkpoint entry, and fields of its record."""
 
     status: str
-    messages: bytes
+    checkpoint: bytes
     fields: dict[str, bytes | str]
 
 
 @dataclass(eq=False)
 class _Batch:
-    """Chunks that are written in one step."""
+    """Chunks and notes that are written in one step."""
 
     number: int
     bodies: list[bytes]
+    notes: list[Note]
     ending: Ending | None
     done: asyncio.Future[str] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
@@ -118,12 +142,19 @@ class RunWriter:
         self._error: DurableError | None = None
         self._changed = asyncio.Event()
 
-    def write(self, chunk: Chunk) -> None:
+    def write(self, chunk: Chunk, note: Note | None = None) -> None:
         """Put a chunk aside; it is sent soon, in order. Once the run is lost, chunks are dropped.
 
         The first delta of a step leaves at once, and so does everything that is no delta.
+
+        Args:
+            chunk: What observers see.
+            note: What is stored in the same step.
         """
         if self._error is not None:
+            return
+        if note is not None:
+            self._put(_Piece(chunk, None, "", note))
             return
         key, piece_text = _delta(chunk)
         last = self._pieces[-1] if self._pieces else None
@@ -137,6 +168,17 @@ class RunWriter:
             self._urgent = True
             self._first_delta = isinstance(chunk, StepStart) or (key is None and self._first_delta)
         self._schedule()
+
+    def note(self, note: Note) -> None:
+        """Put aside what observers do not see."""
+        if self._error is None:
+            self._put(_Piece(None, None, "", note))
+
+    @property
+    def next_seq(self) -> int:
+        """The seq that the next chunk gets, as long as nobody else writes to this log."""
+        under_way = len(self.under_way.bodies) if self.under_way is not None else 0
+        return self.last_seq + under_way + sum(1 for piece in self._pieces if piece.is_chunk) + 1
 
     @property
     def full(self) -> bool:
@@ -190,14 +232,18 @@ class RunWriter:
         keys = store.keys
         args: list[Arg] = [keys.channel(run_id), token, f"a{token}", batch.number, len(batch.bodies)]
         args.append(b"\n".join(batch.bodies))
-        names = [keys.run(run_id), keys.log(run_id)]
+        names = [keys.run(run_id), keys.log(run_id), keys.checkpoints(run_id), keys.ledger(run_id)]
         if batch.ending is None:
+            args.append("1" if any(note.progress for note in batch.notes) else "0")
+            args.append(next((note.checkpoint for note in batch.notes if note.checkpoint), b""))
+            for note in batch.notes:
+                args += [note.field, note.value] if note.field else []
             return APPEND, names, args
-        names += [keys.request(run_id), keys.messages(run_id), keys.tombstone(run_id), keys.leases]
-        args += [run_id, batch.ending.status, keys.status_indexes, self._appender.settings.tombstone_seconds]
-        args.append(batch.ending.messages)
+        names += [keys.request(run_id), keys.tombstone(run_id), keys.leases]
+        args += ["", batch.ending.checkpoint, run_id, batch.ending.status, keys.status_indexes]
+        args.append(self._appender.settings.tombstone_seconds)
         for item in batch.ending.fields.items():
-            args.extend(item)
+            args += item
         return FINISH, names, args
 
     def acknowledge(self, reply: Any) -> None:
@@ -221,6 +267,12 @@ class RunWriter:
         self._changed.set()
         self._schedule()
 
+    def _put(self, piece: _Piece) -> None:
+        self._pieces.append(piece)
+        self._size += piece.size
+        self._urgent = True
+        self._schedule()
+
     def _schedule(self) -> None:
         if not self._pieces or self.under_way is not None:
             return  # what waits behind a batch leaves when that is acknowledged
@@ -235,11 +287,13 @@ class RunWriter:
         self._stop_timer()
         self._sent_at = asyncio.get_running_loop().time()
         count = len(self._pieces) if ending is not None else self._fitting()
-        bodies = [piece.encode() for piece in self._pieces[:count]]
+        pieces = self._pieces[:count]
+        bodies = [body for piece in pieces if (body := piece.encode())]
+        notes = [piece.note for piece in pieces if piece.note is not None]
         del self._pieces[:count]
         self._urgent = self._urgent and bool(self._pieces)
         self._number += 1
-        self.under_way = _Batch(self._number, bodies, ending)
+        self.under_way = _Batch(self._number, bodies, notes, ending)
         self._appender.enqueue(self)
         return self.under_way
 
@@ -250,6 +304,8 @@ class RunWriter:
             if count and size + piece.size > LARGEST_BATCH_BYTES:
                 break
             count, size = count + 1, size + piece.size
+            if piece.note is not None and piece.note.checkpoint:
+                break  # the log's last seq at a checkpoint is that of its own chunk
         return count
 
     def _stop_timer(self) -> None:

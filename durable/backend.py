@@ -13,6 +13,7 @@ from durable.observer import Hub, Observer
 from durable.runs import RunRecord, Runs
 from durable.settings import Settings
 from durable.store import Store
+from durable.sweeper import Sweeper
 
 
 class Backend:
@@ -48,18 +49,24 @@ class Backend:
         self.engine: Engine | None = None
         self._celery = CeleryDispatcher(settings.celery_broker_url) if celery else None
         self._here: Dispatcher | None = None
+        self._sweeper: Sweeper | None = None
         if self.definitions:
             self.engine = Engine(store, settings, self.definitions, redispatch=self.dispatch_again, on_stall=on_stall)
             self._here = InProcessDispatcher(self.engine.execute)
+            self._sweeper = Sweeper(store, settings, self.dispatch, self.engine.owner)
 
     async def __aenter__(self) -> Self:
         if self._celery is not None:
             await self._celery.open()
         if self.engine is not None:
             await self.engine.start()
+        if self._sweeper is not None:
+            self._sweeper.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self._sweeper is not None:
+            await self._sweeper.stop()
         if self.engine is not None:
             await self.engine.stop()
         await self.hub.stop()
@@ -78,6 +85,8 @@ class Backend:
             await dispatcher.dispatch(record)
 
     async def dispatch_again(self, record: RunRecord) -> None:
-        """Wake somebody else: this process has handed the run back."""
+        """Wake somebody else, if there is anybody else: this process has handed the run back."""
         if self._celery is not None:
             await self._celery.dispatch(record)
+        elif self._here is not None:
+            await self._here.dispatch(record)

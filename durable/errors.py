@@ -15,6 +15,7 @@
     │   ├── RunFailed
     │   └── RunCancelled
     ├── ToolResultInvalid         a tool returned what can't be recorded
+    ├── LedgerCorrupt             a recorded tool outcome can't be read
     └── ServerUnreachable         raised by the client: no server answers at its URL, or not one of ours
 
 A message never carries a prompt, a secret, an exception text of user code or a stack trace: it may be shown to anybody
@@ -123,6 +124,12 @@ class ToolResultInvalid(DurableError):
     """The tool returned a value that can't be recorded."""
 
     code = "tool_result_invalid"
+
+
+class LedgerCorrupt(DurableError):
+    """A recorded tool outcome can't be read."""
+
+    code = "ledger_corrupt"
 
 
 class ServerUnreachable(DurableError):

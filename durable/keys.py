@@ -18,7 +18,8 @@ class Keys:
     | `run` | hash | the run's record |
     | `log` | stream | its chunks; an entry's id is the seq of its last chunk |
     | `request` | string | what was asked for, as JSON |
-    | `messages` | string | the whole conversation when the turn ended |
+    | `checkpoints` | list | what each step added to the conversation |
+    | `ledger` | hash | step and tool call -> recorded outcome |
     | `tombstone` | string | outlives an expired run |
     | `idempotency` | string | idempotency key -> run id and request hash |
     | `runs` | sorted set | creation time -> run id; per status, agent and in all |
@@ -39,8 +40,11 @@ class Keys:
     def request(self, run_id: str) -> str:
         return self._of_run(run_id, ":request")
 
-    def messages(self, run_id: str) -> str:
-        return self._of_run(run_id, ":messages")
+    def checkpoints(self, run_id: str) -> str:
+        return self._of_run(run_id, ":checkpoints")
+
+    def ledger(self, run_id: str) -> str:
+        return self._of_run(run_id, ":ledger")
 
     def tombstone(self, run_id: str) -> str:
         return self._of_run(run_id, ":tombstone")
@@ -74,6 +78,11 @@ class Keys:
     @property
     def wakeups(self) -> str:
         return f"{self.prefix}:wakeups"
+
+    @property
+    def sweeper(self) -> str:
+        """Held by the process that sweeps now."""
+        return f"{self.prefix}:sweeper"
 
     @property
     def agents(self) -> str:

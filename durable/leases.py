@@ -33,6 +33,7 @@ class Lease:
         run_id: The run.
         token: Fences every write; also the number of the attempt.
         last_seq: The log's newest seq when the run was claimed.
+        claims: Claims since the run last got on, with this one.
         deadline: `time.monotonic()` until which it certainly holds.
         on_lost: Called once, in the owner's event loop, when it no longer holds.
     """
@@ -41,6 +42,7 @@ class Lease:
     token: int
     last_seq: int
     deadline: float
+    claims: int = 1
     on_lost: Callable[[], None] = field(default=lambda: None)
     lost: bool = False
 
@@ -73,7 +75,7 @@ async def claim(store: Store, settings: Settings, run_id: str, owner: str) -> Le
     )
     if text(reply[0]) != "claimed":
         return Refusal(text(reply[0]))
-    return Lease(run_id, int(reply[1]), int(reply[2]), begun + settings.lease_seconds)
+    return Lease(run_id, int(reply[1]), int(reply[2]), begun + settings.lease_seconds, int(reply[3]))
 
 
 async def release(store: Store, lease: Lease, *, wake_after: float) -> bool:

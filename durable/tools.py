@@ -26,8 +26,10 @@ class ToolContext:
     Attributes:
         run_id: Its run.
         attempt: The attempt at the run, from 1.
-        tool_call_id: Names the call within the run.
+        tool_call_id: Names the call within its step.
         tool_name: The tool.
+        idempotency_key: The same in every attempt at this call, and of no other call. A tool that is interrupted may
+            run again; pass the key on to whatever must not happen twice.
         write: Puts a chunk into the run's log, from the event loop.
         loop: The event loop of the run.
     """
@@ -36,6 +38,7 @@ class ToolContext:
     attempt: int
     tool_call_id: str
     tool_name: str
+    idempotency_key: str
     write: Callable[[Chunk], None]
     loop: asyncio.AbstractEventLoop
 

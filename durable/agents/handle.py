@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic_ai.agent import AbstractAgent
-from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter
+from pydantic_ai.messages import ModelMessage
 
 from durable.backend import Backend
+from durable.checkpoint import decode_messages
 from durable.chunks import Chunk, Usage
+from durable.conversation import read_conversation
 from durable.errors import RunCancelled, RunFailed
 from durable.outputs import restore_output
 from durable.runs import RunRecord
@@ -89,13 +91,14 @@ class RunHandle:
             raise RunCancelled(self.run_id, "run_cancelled", "The run was cancelled.")
         if view.error is not None:
             raise RunFailed(self.run_id, view.error.code, view.error.message)
-        messages = await self._backend.runs.messages(self.run_id)
+        history = read_conversation(await self._backend.runs.request(self.run_id)).history
+        messages = decode_messages(history, await self._backend.runs.checkpoints(self.run_id))
         return RunResult(
             run_id=self.run_id,
             output=restore_output(self._agent, view.output),
             usage=view.usage or Usage(),
-            messages=tuple(ModelMessagesTypeAdapter.validate_json(messages or b"[]")),
-            new_from=int(record.fields.get("newMessages", b"0")),
+            messages=tuple(messages),
+            new_from=len(history),
         )
 
     async def cancel(self, reason: str | None = None) -> bool:

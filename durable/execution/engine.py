@@ -12,13 +12,17 @@ import secrets
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from pydantic_ai import Agent
 
 from durable.appender import Appender, RunWriter
+from durable.chunks import AbortPayload
+from durable.conversation import read_conversation
 from durable.definition import AgentDefinition
 from durable.errors import DurableError, StoreUnavailable
 from durable.execution.attempt import Attempt, Outcome, Stop
+from durable.execution.start import StartPoint
 from durable.leases import Lease, LeaseKeeper, Refusal, claim, release
 from durable.runs import WAKE_GRACE, RunRecord, Runs
 from durable.settings import Settings
@@ -95,8 +99,7 @@ class Engine:
             StoreUnavailable: Redis does not answer.
         """
         if self._draining:
-            await self._redispatch(await self._runs.get(run_id))
-            return Outcome.HANDED_BACK
+            return None  # its wake-up is repeated, by somebody who goes on
         lease = await claim(self._store, self._settings, run_id, self.owner)
         if isinstance(lease, Refusal):
             log.info("run %s is not executed here: %s", run_id, lease.reason)
@@ -134,8 +137,12 @@ class Engine:
             attempt.stop(Stop.HAND_BACK)
 
     async def drain(self, grace: float) -> None:
-        """Begin no more runs; let those under way go on for `grace` seconds, then hand them back."""
+        """Begin no more runs. Those under way are handed back between two steps; those that are in the middle of one
+        after `grace` seconds are handed back there."""
         self._draining = True
+        for attempt in self._attempts.values():
+            if attempt is not None:
+                attempt.yield_soon()
         try:
             async with asyncio.timeout(grace):
                 await self._nothing_under_way()
@@ -157,7 +164,10 @@ class Engine:
             return Outcome.HANDED_BACK
         writer = RunWriter(self._appender, lease)
         request = await self._runs.request(lease.run_id)
-        attempt = Attempt(definition, record, request, writer, self._settings)
+        start = await StartPoint.load(self._store, self._runs, record, read_conversation(request))
+        attempt = Attempt(
+            definition, record, request, start, writer, self._settings, partial(self._asked, lease.run_id)
+        )
         lease.on_lost = writer.on_fenced = lambda: attempt.stop(Stop.LOST)
         self._attempts[lease.run_id] = attempt
         with Agent.using_thread_executor(self._executor):
@@ -173,6 +183,14 @@ class Engine:
             attempt.stop(Stop.HAND_BACK)
             await asyncio.gather(task, return_exceptions=True)
             raise
+
+    async def _asked(self, run_id: str) -> AbortPayload:
+        """What was said when a run was cancelled; nothing when nobody says."""
+        try:
+            record = await self._runs.get(run_id)
+        except DurableError:
+            return AbortPayload()
+        return AbortPayload.model_validate(record.json("cancelRequested") or {})
 
     async def _hand_back(self, lease: Lease) -> None:
         """Put the run back into the queue, and wake somebody. If that fails, its lease simply runs out."""

@@ -1,13 +1,13 @@
 """The toolset around all tools of a run: every call passes through it, whatever toolset the tool comes from.
 
-It gives the tool its context, and makes sure that a tool which raises, or returns what can't be recorded, has an
-outcome in the log before the run ends.
+A call whose outcome the ledger has is not made again: the outcome is replayed. Any other call is entered as started
+before its body runs, and its outcome is recorded in the same step as its chunk.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -18,28 +18,42 @@ from pydantic_ai.exceptions import (
     CallDeferred,
     ModelRetry,
     RunCancelled,
+    SkipModelRequest,
     ToolFailed,
     UsageLimitExceeded,
 )
-from pydantic_ai.messages import ModelMessagesTypeAdapter, ModelRequest, ToolReturn, ToolReturnPart
+from pydantic_ai.messages import ModelResponse
 from pydantic_ai.toolsets import AbstractToolset, ToolsetTool, WrapperToolset
 
-from durable.chunks import ErrorInfo
+from durable import ledger
 from durable.definition import OnToolError
-from durable.errors import ToolResultInvalid
+from durable.errors import DurableError, ToolResultInvalid
 from durable.execution.failures import ToolFailure, places
 from durable.tools import CALL, ToolContext
 
 log = logging.getLogger(__name__)
 
 # What Pydantic AI's own loop understands. Anything else that a tool raises ends the run.
-CONTROL_FLOW: Final = (ApprovalRequired, CallDeferred, ModelRetry, RunCancelled, ToolFailed, UsageLimitExceeded)
+CONTROL_FLOW: Final = (ApprovalRequired, CallDeferred, RunCancelled, UsageLimitExceeded)
+UNKNOWN: Final = (
+    "It is not known whether this tool call took effect: the process that made it was lost. It was not repeated."
+)
 
 
 class Record(Protocol):
-    """Where the outcome of a call goes that the agent's own loop does not tell of."""
+    """Where the calls of an attempt are recorded."""
 
-    def tool_failed(self, tool_call_id: str, tool_name: str, args: dict[str, Any], error: ErrorInfo) -> None: ...
+    def known(self, tool_call_id: str) -> bytes | None:
+        """The ledger entry of a call of this step."""
+
+    async def started(self, tool_call_id: str) -> None:
+        """Enter a call as started; returns when that is stored, raises when the run is lost."""
+
+    def ended(self, tool_call_id: str, name: str, outcome: ledger.Outcome, entry: bytes) -> None:
+        """Record an outcome, with its chunk."""
+
+    def failed(self, tool_call_id: str, failure: ToolFailure, entry: bytes) -> None:
+        """Record that a tool raised, or that nobody knows."""
 
 
 @dataclass
@@ -50,53 +64,112 @@ class RecordingToolset(WrapperToolset[Any]):
     context: Callable[[str, str], ToolContext]
     on_tool_error: OnToolError
     max_result_bytes: int
+    entered: Callable[[RunContext[Any]], None]
+
+    async def get_tools(self, ctx: RunContext[Any]) -> dict[str, ToolsetTool[Any]]:
+        """The tools of a step, as the wrapped toolset gives them."""
+        self.entered(ctx)
+        return await self.wrapped.get_tools(ctx)
 
     async def call_tool(
         self, name: str, tool_args: dict[str, Any], ctx: RunContext[Any], tool: ToolsetTool[Any]
     ) -> Any:
-        """Call the tool, as the wrapped toolset does."""
+        """Call the tool, or replay what it did."""
         call_id = ctx.tool_call_id or name
+        entry = self.record.known(call_id)
+        if entry is not None:
+            outcome = ledger.decode(entry)
+            if outcome is not None:
+                if outcome.raised is not None:
+                    raise ToolFailure(name, *outcome.raised)
+                return outcome.replay()
+            if _on_crash(tool) != "retry":
+                return self._give_up(call_id, name)
+        await self.record.started(call_id)
         token = CALL.set(self.context(call_id, name))
         try:
-            value = await self.wrapped.call_tool(name, tool_args, ctx, tool)
-            self._check(name, call_id, value)
-        except CONTROL_FLOW:
-            raise
-        except Exception as error:
-            failure = self._failure(name, error)
-            info = ErrorInfo(code=failure.code, message=failure.message, name=type(error).__name__)
-            self.record.tool_failed(call_id, name, tool_args, info)
-            log.warning("tool %s raised %s at %s", name, type(error).__name__, places(error))
-            if self.on_tool_error == "continue":
-                raise ToolFailed(failure.message) from error
-            raise failure from error
+            outcome = await _outcome(self.wrapped.call_tool(name, tool_args, ctx, tool))
+            recorded = self._encode(name, outcome)
+        except (*CONTROL_FLOW, DurableError) as error:
+            if not isinstance(error, ToolResultInvalid):
+                raise
+            return self._failed(call_id, name, error)
+        except Exception as error:  # noqa: BLE001 - whatever a tool raises is recorded
+            return self._failed(call_id, name, error)
         finally:
             CALL.reset(token)
-        return value
+        self.record.ended(call_id, name, outcome, recorded)
+        return outcome.replay() if outcome.retry or outcome.failed else outcome.value
 
-    def _check(self, name: str, call_id: str, value: Any) -> None:
-        content = value.return_value if isinstance(value, ToolReturn) else value
-        part = ToolReturnPart(tool_name=name, content=content, tool_call_id=call_id)
+    def _encode(self, name: str, outcome: ledger.Outcome) -> bytes:
         try:
-            size = len(ModelMessagesTypeAdapter.dump_json([ModelRequest(parts=[part])]))
-        except Exception as error:
+            entry = ledger.encode(outcome)
+        except ToolResultInvalid as error:
             raise ToolResultInvalid(f"The tool {name!r} returned a value that has no JSON form.") from error
-        if size > self.max_result_bytes:
+        if len(entry) > self.max_result_bytes:
             raise ToolResultInvalid(f"The tool {name!r} returned more than {self.max_result_bytes} bytes.")
+        return entry
 
-    @staticmethod
-    def _failure(name: str, error: Exception) -> ToolFailure:
+    def _failed(self, call_id: str, name: str, error: Exception) -> Any:
+        """The tool raised, or returned what can't be recorded: the run ends, or the model is told."""
         if isinstance(error, ToolResultInvalid):
-            return ToolFailure(name, error.code, error.message)
-        return ToolFailure(name, "tool_failed", f"The tool {name!r} raised {type(error).__name__}.")
+            failure = ToolFailure(name, error.code, error.message)
+        else:
+            failure = ToolFailure(name, "tool_failed", f"The tool {name!r} raised {type(error).__name__}.")
+        failure.__cause__ = error
+        log.warning("tool %s raised %s at %s", name, type(error).__name__, places(error))
+        if self.on_tool_error == "continue":
+            self.record.failed(call_id, failure, ledger.encode(ledger.Outcome(failed=failure.message)))
+            raise ToolFailed(failure.message) from error
+        raised = ledger.Outcome(raised=(failure.code, failure.message))
+        self.record.failed(call_id, failure, ledger.encode(raised))
+        raise failure from error
+
+    def _give_up(self, call_id: str, name: str) -> Any:
+        """The call was started by an attempt that was lost, and is not to be repeated."""
+        failure = ToolFailure(name, "outcome_unknown", UNKNOWN)
+        self.record.failed(call_id, failure, ledger.encode(ledger.Outcome(failed=UNKNOWN)))
+        raise ToolFailed(UNKNOWN)
+
+
+async def _outcome(call: Awaitable[Any]) -> ledger.Outcome:
+    """What a tool returned, or told the model by raising."""
+    try:
+        return ledger.Outcome(value=await call)
+    except ModelRetry as error:
+        return ledger.Outcome(retry=error.message)
+    except ToolFailed as error:
+        return ledger.Outcome(failed=error.message)
+
+
+def _on_crash(tool: ToolsetTool[Any]) -> str:
+    """What the tool's author wants to happen to a call that was interrupted: `retry` or `fail`."""
+    metadata = tool.tool_def.metadata or {}
+    options = metadata.get("durable")
+    return str(options.get("on_crash", "retry")) if isinstance(options, dict) else "retry"
 
 
 class Durability(AbstractCapability[Any]):
-    """The capability that an attempt adds to the agent: it puts the recording toolset around all others."""
+    """The capability that an attempt adds to the agent.
 
-    def __init__(self, wrap: Callable[[AbstractToolset[Any]], AbstractToolset[Any]]) -> None:
+    Args:
+        wrap: Puts the recording toolset around all others.
+        completed: A response that an earlier attempt has had from the model already: it is used instead of a request.
+    """
+
+    def __init__(
+        self, wrap: Callable[[AbstractToolset[Any]], AbstractToolset[Any]], completed: ModelResponse | None
+    ) -> None:
         self._wrap = wrap
+        self._completed = completed
 
     def get_wrapper_toolset(self, toolset: AbstractToolset[Any]) -> AbstractToolset[Any]:
         """Wrap the assembled toolset."""
         return self._wrap(toolset)
+
+    async def before_model_request(self, ctx: RunContext[Any], request_context: Any) -> Any:  # noqa: ARG002
+        """Use the response that is there."""
+        completed, self._completed = self._completed, None
+        if completed is not None:
+            raise SkipModelRequest(completed)
+        return request_context

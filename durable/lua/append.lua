@@ -1,7 +1,9 @@
--- Appends a batch of chunks to a run's log: numbered, fenced by the token, and once, however often it is sent.
+-- Appends a batch to a run: its chunks numbered, with what is stored in the same step; fenced by the token, and once,
+-- however often it is sent.
 --
--- KEYS 1 run  2 log
--- ARGV 1 channel  2 token  3 writer  4 batch number  5 count  6 bodies, joined by newlines
+-- KEYS 1 run  2 log  3 checkpoints  4 ledger
+-- ARGV 1 channel  2 token  3 writer  4 batch number  5 count of chunks, may be 0  6 bodies, joined by newlines
+--      7 '1' when it is progress  8 checkpoint or ''  9… field, value, … of the ledger
 -- Returns {'written' | 'seen', first seq, last seq} | {'fenced'} | {'gap'}
 -- `seen` comes before `fenced`: a batch that was written stays written, even if the lease is gone since.
 local run = KEYS[1]
@@ -17,5 +19,6 @@ if verdict == 'gap' then
   return {'gap'}
 end
 first, last = write(run, KEYS[2], ARGV[1], ARGV[2], ARGV[5], ARGV[6])
+keep(run, KEYS[3], KEYS[4], last, ARGV[7], ARGV[8], ARGV, 9)
 remember(run, ARGV[3], ARGV[4], first, last)
 return {'written', first, last}

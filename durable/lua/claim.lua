@@ -2,10 +2,10 @@
 --
 -- KEYS 1 run  2 leases  3 wakeups
 -- ARGV 1 run id  2 owner  3 nonce of this claim  4 lease, ms  5 prefix of the status indexes
--- Returns {'claimed', token, lastSeq} | {'held', ms left} | {'unknown'} | {'suspended'} | {'ended', status}
+-- Returns {'claimed', token, lastSeq, claims without progress} | {'held', ms left} | {'unknown'} | {'suspended'} | {'ended', status}
 local run, leases, wakeups = KEYS[1], KEYS[2], KEYS[3]
 local run_id, now = ARGV[1], now_ms()
-local record = redis.call('HMGET', run, 'status', 'token', 'nonce', 'lastSeq')
+local record = redis.call('HMGET', run, 'status', 'token', 'nonce', 'lastSeq', 'claims')
 local status, token = record[1], tonumber(record[2])
 if not status then
   return {'unknown'}
@@ -19,7 +19,7 @@ end
 if status == 'running' then
   local expiry = redis.call('ZSCORE', leases, run_id .. ':' .. int(token))
   if record[3] == ARGV[3] then
-    return {'claimed', token, tonumber(record[4])}
+    return {'claimed', token, tonumber(record[4]), tonumber(record[5])}
   end
   if expiry and tonumber(expiry) > now then
     return {'held', tonumber(expiry) - now}
@@ -30,10 +30,11 @@ end
 token = token + 1
 redis.call('HSET', run, 'token', int(token), 'owner', ARGV[2], 'nonce', ARGV[3])
 redis.call('HSETNX', run, 'startedAt', int(now))
-redis.call('HINCRBY', run, 'claims', 1)
+local claims = redis.call('HINCRBY', run, 'claims', 1)
 redis.call('ZADD', leases, int(now + tonumber(ARGV[4])), run_id .. ':' .. int(token))
 redis.call('ZREM', wakeups, run_id)
+redis.call('HDEL', run, 'wakes')
 if status ~= 'running' then
   move(run, ARGV[5], run_id, status, 'running')
 end
-return {'claimed', token, tonumber(record[4])}
+return {'claimed', token, tonumber(record[4]), claims}

@@ -1,7 +1,8 @@
 -- Creates a run, once: the same run id or idempotency key with the same request finds the run that is there.
 --
 -- KEYS 1 run  2 request  3 tombstone  4 index of all runs  5 index of the agent's runs  6 wakeups
---      7 idempotency key, or the run key again when there is none
+--      7 idempotency key, or the run key again when there is none  8 checkpoints  9 ledger
+--      10, 11 checkpoints and ledger to start from, if there are any
 -- ARGV 1 run id  2 hash of the request  3 request JSON  4 ms until a lost wake-up is repeated
 --      5 prefix of the status indexes  6 seconds to remember the idempotency key  7… field, value, … of the record
 -- Returns {'created' | 'exists' | 'conflict' | 'expired', run id}
@@ -30,6 +31,17 @@ for i = 7, #ARGV, 2 do
   redis.call('HSET', run, ARGV[i], ARGV[i + 1])
 end
 redis.call('SET', request, ARGV[3])
+if KEYS[10] then
+  redis.call('COPY', KEYS[10], KEYS[8])
+  redis.call('PERSIST', KEYS[8])
+  local entries = redis.call('HGETALL', KEYS[11])
+  for i = 1, #entries, 2 do
+    -- A failure that ended the old run must not end the new one before it has begun.
+    if string.sub(entries[i + 1], 1, 15) ~= '{"kind":"raised' then
+      redis.call('HSET', KEYS[9], entries[i], entries[i + 1])
+    end
+  end
+end
 redis.call('ZADD', KEYS[4], int(now), run_id)
 redis.call('ZADD', KEYS[5], int(now), run_id)
 redis.call('ZADD', ARGV[5] .. 'queued', int(now), run_id)

@@ -14,6 +14,9 @@ end
 -- An entry's id is the seq of its last chunk, so that "after seq n" is one range query, also for n inside an entry.
 local function write(run, log, channel, attempt, count, bodies)
   local first = tonumber(redis.call('HGET', run, 'lastSeq') or '0') + 1
+  if tonumber(count) == 0 then
+    return first, first - 1
+  end
   local last = first + tonumber(count) - 1
   redis.call('XADD', log, int(last) .. '-0', 'a', attempt, 'c', bodies)
   redis.call('HSET', run, 'lastSeq', int(last))
@@ -42,6 +45,22 @@ local function judge(run, writer, batch)
   return 'new', 0, 0
 end
 
+-- What is stored in the same step as chunks: a checkpoint (or ''), and ledger entries as field, value, … from `args[i]`.
+-- `progress` says whether it counts as such: a run that gets on is not one that kills its workers.
+local function keep(run, checkpoints, ledger, last, progress, checkpoint, args, i)
+  if checkpoint ~= '' then
+    redis.call('RPUSH', checkpoints, checkpoint)
+    redis.call('HSET', run, 'checkpointSeq', int(last))
+  end
+  while i < #args do
+    redis.call('HSET', ledger, args[i], args[i + 1])
+    i = i + 2
+  end
+  if progress == '1' then
+    redis.call('HSET', run, 'claims', '0')
+  end
+end
+
 local function remember(run, writer, batch, first, last)
   redis.call('HSET', run, 'w:' .. writer, batch .. ' ' .. int(first) .. ' ' .. int(last))
 end
@@ -55,13 +74,13 @@ local function move(run, indexes, run_id, from, to)
 end
 
 -- The end of a run: nothing but reading is possible after it, and its retention begins.
-local function close(run, log, request, messages, tombstone, indexes, run_id, from, to, tombstone_seconds)
+local function close(run, log, request, checkpoints, ledger, tombstone, indexes, run_id, from, to, tombstone_seconds)
   local now = now_ms()
   move(run, indexes, run_id, from, to)
   redis.call('HSET', run, 'finishedAt', int(now))
   redis.call('HDEL', run, 'owner', 'nonce')
   local retention = tonumber(redis.call('HGET', run, 'retention'))
-  for _, key in ipairs({run, log, request, messages}) do
+  for _, key in ipairs({run, log, request, checkpoints, ledger}) do
     redis.call('EXPIRE', key, int(retention))
   end
   redis.call('SET', tombstone, '1', 'EX', int(retention + tonumber(tombstone_seconds)))

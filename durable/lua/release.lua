@@ -10,7 +10,9 @@ if record[1] ~= 'running' or record[2] ~= token then
 end
 redis.call('ZREM', KEYS[2], run_id .. ':' .. token)
 redis.call('ZADD', KEYS[3], int(now_ms() + tonumber(ARGV[3])), run_id)
-redis.call('HINCRBY', run, 'claims', -1)
+if tonumber(redis.call('HGET', run, 'claims') or '0') > 0 then
+  redis.call('HINCRBY', run, 'claims', -1)
+end
 redis.call('HDEL', run, 'owner', 'nonce')
 move(run, ARGV[4], run_id, 'running', 'queued')
 return 1

@@ -23,8 +23,9 @@ from durable.runs.record import RUN_ID, NewRun, RunRecord, RunRequest, check_run
 from durable.scripts import CANCEL, CREATE
 from durable.settings import Settings
 from durable.store import Store, text
+from durable.views import RunStatus
 
-WAKE_GRACE = 5.0
+WAKE_GRACE = 2.0
 """Seconds after which a queued run's wake-up is taken for lost."""
 
 _BRIEF = (
@@ -56,6 +57,8 @@ class Runs:
             else keys.run(run_id)
         )
         fields: dict[str, Any] = {"agent": new.agent, "kind": new.kind, "queue": new.queue, "retention": new.retention}
+        if new.retry_of:
+            fields["retryOf"] = new.retry_of
         with _as_json():
             digest, request = new.request.digest(new.agent, new.metadata), new.request.to_json()
             if new.metadata:
@@ -70,6 +73,9 @@ class Runs:
                 keys.runs(agent=new.agent),
                 keys.wakeups,
                 idempotency,
+                keys.checkpoints(run_id),
+                keys.ledger(run_id),
+                *([keys.checkpoints(new.retry_of), keys.ledger(new.retry_of)] if new.retry_of else []),
             ],
             [
                 run_id,
@@ -121,15 +127,47 @@ class Runs:
             raise UnknownRun
         return RunRequest.model_validate_json(data)
 
-    async def messages(self, run_id: str) -> bytes | None:
-        """The conversation of an ended run, as Pydantic AI's JSON; None while there is none.
+    async def checkpoints(self, run_id: str) -> list[bytes]:
+        """The entries of a run's checkpoints, as they were written.
 
         Raises:
             StoreUnavailable: Redis does not answer.
         """
         async with self._store.guard():
-            data = await self._store.redis.get(self._store.keys.messages(run_id))
-        return cast("bytes | None", data)
+            entries = await self._store.redis.lrange(self._store.keys.checkpoints(run_id), 0, -1)
+        return cast("list[bytes]", entries)
+
+    async def ledger(self, run_id: str) -> dict[str, bytes]:
+        """The recorded outcomes of a run's tool calls.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        async with self._store.guard():
+            entries = await self._store.redis.hgetall(self._store.keys.ledger(run_id))
+        return {text(field): value for field, value in cast("dict[bytes, bytes]", entries).items()}
+
+    async def retry(self, run_id: str) -> RunRecord:
+        """Start a new run where a failed or cancelled one stopped: from its last checkpoint, with its tool outcomes.
+
+        Raises:
+            UnknownRun, RunExpired: There is no such run.
+            RunConflict: It is neither failed nor cancelled.
+            StoreUnavailable: Redis does not answer.
+        """
+        old = await self.get(run_id)
+        if old.status not in {RunStatus.FAILED, RunStatus.CANCELLED}:
+            raise RunConflict("Only a failed or cancelled run can be retried.")
+        new = NewRun(
+            agent=old.agent,
+            kind=old.fields["kind"].decode(),
+            queue=old.queue,
+            request=await self.request(run_id),
+            retention=int(old.fields["retention"]),
+            metadata=old.json("metadata"),
+            retry_of=run_id,
+        )
+        return (await self.create(new))[0]
 
     async def cancel(self, run_id: str, *, reason: str | None = None, actor: str | None = None) -> bool:
         """Ask a run to end as cancelled; False when it already is.
@@ -150,8 +188,9 @@ class Runs:
                 [
                     keys.run(run_id),
                     keys.log(run_id),
+                    keys.checkpoints(run_id),
+                    keys.ledger(run_id),
                     keys.request(run_id),
-                    keys.messages(run_id),
                     keys.tombstone(run_id),
                     keys.leases,
                     keys.wakeups,

@@ -76,6 +76,11 @@ class RunRecord:
         return int(self._text("token"))
 
     @property
+    def checkpoint_seq(self) -> int:
+        """The log's last seq at the newest checkpoint; 0 without one."""
+        return int(self.fields.get("checkpointSeq", b"0"))
+
+    @property
     def queue(self) -> str:
         return self._text("queue")
 
@@ -134,6 +139,7 @@ class NewRun:
         run_id: The caller's own id for it.
         idempotency_key: Makes the request safe to repeat without an own id.
         metadata: What its caller attaches to it.
+        retry_of: The ended run from whose checkpoint it starts.
     """
 
     agent: str
@@ -144,6 +150,7 @@ class NewRun:
     run_id: str | None = None
     idempotency_key: str | None = None
     metadata: Mapping[str, Json] | None = None
+    retry_of: str | None = None
 
 
 def new_run_id() -> str:

@@ -1,0 +1,45 @@
+"""Where an attempt starts from: the checkpoint, the ledger, and what the log has beyond them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from durable import checkpoint
+from durable.checkpoint import Progress
+from durable.conversation import Conversation
+from durable.execution.tail import Tail
+from durable.runs import RunRecord, Runs
+from durable.store import Store
+
+
+@dataclass(frozen=True)
+class StartPoint:
+    """What earlier attempts have left.
+
+    Attributes:
+        conversation: What the run was given.
+        progress: The last checkpoint; None when no model response was ever completed.
+        ledger: Recorded outcomes of tool calls.
+        tail: The log beyond the checkpoint.
+    """
+
+    conversation: Conversation
+    progress: Progress | None = None
+    ledger: dict[str, bytes] = field(default_factory=dict)
+    tail: Tail = field(default_factory=Tail)
+
+    @classmethod
+    async def load(cls, store: Store, runs: Runs, record: RunRecord, conversation: Conversation) -> StartPoint:
+        """Read what is stored of a claimed run.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        entries = await runs.checkpoints(record.run_id)
+        seq = record.checkpoint_seq
+        return cls(
+            conversation,
+            checkpoint.decode(conversation.history, entries, seq),
+            await runs.ledger(record.run_id) if entries else {},
+            await Tail.read(store, record.run_id, seq, record.last_seq) if record.last_seq > seq else Tail(),
+        )

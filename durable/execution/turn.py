@@ -1,0 +1,301 @@
+"""Driving Pydantic AI's own loop: its nodes become steps, its events chunks, its responses checkpoints.
+
+Invariant: whatever is completed is stored before anything is built on it. A response's checkpoint is written with its
+last chunk; a tool's body runs only when its start is stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AbstractAsyncContextManager
+from copy import copy
+from dataclasses import dataclass
+from typing import Any, Protocol
+from uuid import uuid4
+
+from pydantic_ai import Agent, RunContext
+from pydantic_ai.messages import ModelMessage, ModelResponse, RetryPromptPart, ToolReturnPart
+from pydantic_ai.run import AgentRun
+from pydantic_ai.usage import RunUsage
+from pydantic_graph import End
+
+from durable import checkpoint, ledger
+from durable.appender import Note, RunWriter
+from durable.checkpoint import Progress
+from durable.chunks import Chunk, ErrorInfo, ToolError, ToolErrorPayload, VoidRange
+from durable.definition import AgentDefinition
+from durable.execution.failures import ToolFailure
+from durable.execution.recording import Durability, RecordingToolset
+from durable.execution.start import StartPoint
+from durable.execution.tail import Tail
+from durable.runs import RunRequest
+from durable.settings import Settings
+from durable.tools import ToolContext
+from durable.translate import Translator, outcome_chunk
+
+MISSING: Any = object()
+
+
+class Boundary(Protocol):
+    """Called where nothing is torn.
+
+    `advanced` tells whether this attempt has got on, `ending` whether the turn is about to end.
+    """
+
+    def __call__(self, *, advanced: bool, ending: bool) -> None: ...
+
+
+@dataclass(frozen=True)
+class TurnEnd:
+    """How the loop ended.
+
+    Attributes:
+        output: The agent's output; `MISSING` when the step limit came first.
+        limited: Whether the step limit came first.
+    """
+
+    output: Any
+    limited: bool
+
+
+class Turn:
+    """One attempt's way through the agent's loop.
+
+    Args:
+        definition: The agent.
+        request: What the run is asked to do.
+        start: Where to start.
+        writer: Writes to the run's log, under the attempt's lease.
+        settings: Limits.
+        boundary: Called between steps; may raise, to hand the run over there.
+
+    Attributes:
+        usage: Of the run so far.
+        messages: The conversation so far.
+        stored: The conversation that the checkpoints have.
+    """
+
+    def __init__(
+        self,
+        definition: AgentDefinition,
+        request: RunRequest,
+        start: StartPoint,
+        writer: RunWriter,
+        settings: Settings,
+        boundary: Boundary,
+    ) -> None:
+        self._definition = definition
+        self._request = request
+        self._start = start
+        self._writer = writer
+        self._settings = settings
+        self._boundary = boundary
+        self.translator = Translator(attempt=writer.lease.token)
+        self._tail = start.tail
+        self._ledger = start.ledger
+        self._void = start.tail.torn
+        self._advanced = False
+        self._tool_retries: dict[str, int] = {}
+        self._steps = 0
+        progress = start.progress
+        self.usage = copy(progress.usage) if progress else RunUsage()
+        self.messages: list[ModelMessage] = list(progress.messages if progress else start.conversation.history)
+        self.stored = list(self.messages)
+        self._completed: ModelResponse | None = None
+        if progress is not None:
+            self._resume(progress)
+
+    def _resume(self, progress: Progress) -> None:
+        self._steps = progress.steps
+        self._tool_retries = dict(progress.tool_retries)
+        self.translator.resume(
+            progress.messages[len(self._start.conversation.history) :], message_id=progress.message_id
+        )
+        for call in self._tail.called:
+            self.translator.called(call)
+        for call in self._tail.settled:
+            self.translator.recorded(call)
+        last = progress.messages[-1]
+        if isinstance(last, ModelResponse) and not last.tool_calls:
+            self._completed = last  # Pydantic AI would ask the model again; it is given this response instead
+
+    async def run(self, deps: Any) -> TurnEnd:
+        """Go through the loop to its end.
+
+        Raises:
+            LeaseLost: The run has another owner.
+            Exception: Whatever the agent raises.
+        """
+        async with self._iter(deps) as run:
+            self._restore_output_retries(run)
+            node = run.next_node
+            while not isinstance(node, End):
+                if Agent.is_model_request_node(node):
+                    if self._completed is None and self._steps == self._limit:
+                        self.messages = [*run.all_messages(), node.request]
+                        return TurnEnd(MISSING, limited=True)
+                    node = await self._ask_model(run, node)
+                elif Agent.is_call_tools_node(node):
+                    node = await self._call_tools(run, node)
+                else:
+                    node = await run.next(node)
+                self.usage, self.messages = run.usage, run.all_messages()
+            return TurnEnd(run.result.output if run.result is not None else None, limited=False)
+
+    @property
+    def _limit(self) -> int:
+        return self._request.max_steps or self._definition.max_steps
+
+    async def _ask_model(self, run: AgentRun[Any, Any], node: Any) -> Any:
+        if self._completed is not None:
+            async with node.stream(run.ctx) as events:
+                async for _ in events:
+                    pass  # the log has it all
+            self._completed = None
+            return await run.next(node)
+        self._steps += 1
+        message_id, before = str(uuid4()), copy(run.usage)
+        first = self._writer.next_seq
+        self._write(self.translator.begin_step(self._steps, message_id, self._void))
+        self._void, self._tail = None, Tail()
+        async with node.stream(run.ctx) as events:
+            await self._pump(events)
+        following = await run.next(node)
+        if Agent.is_call_tools_node(following):
+            progress = Progress(
+                messages=run.all_messages(),
+                before=before,
+                usage=run.usage,
+                steps=self._steps,
+                message_id=message_id,
+                tool_retries=self._tool_retries,
+                output_retries=getattr(run.ctx.state, "output_retries_used", 0),
+            )
+            self._keep(progress, self.translator.response(following.model_response))
+            self._boundary(advanced=True, ending=not following.model_response.tool_calls)
+        else:
+            # The response was not accepted, and another one is asked for: what was said of it does not count.
+            self._void = VoidRange.model_validate({"from": first, "to": self._writer.next_seq - 1})
+        return following
+
+    async def _call_tools(self, run: AgentRun[Any, Any], node: Any) -> Any:
+        async with node.stream(run.ctx) as events:
+            await self._pump(events)
+        following = await run.next(node)
+        chunks = self.translator.end_step(is_continued=not isinstance(following, End))
+        if not self._tail.step_finished:
+            self._write(chunks)
+        if not isinstance(following, End):
+            self._boundary(advanced=self._advanced, ending=False)
+        return following
+
+    def _keep(self, progress: Progress, chunks: list[Chunk]) -> None:
+        """Write a response's last chunks, and with the very last one its checkpoint."""
+        self._write(chunks[:-1])
+        self._writer.write(chunks[-1], Note(checkpoint=checkpoint.encode(progress, self.stored)))
+        self.stored = list(progress.messages)
+        self._advanced = True
+
+    async def _pump(self, events: Any) -> None:
+        async for event in events:
+            self._write(self.translator.event(event))
+            if self._writer.full:
+                await self._writer.room()
+
+    def _write(self, chunks: list[Chunk]) -> None:
+        for chunk in chunks:
+            self._writer.write(chunk)
+
+    def _iter(self, deps: Any) -> AbstractAsyncContextManager[AgentRun[Any, Any]]:
+        progress, conversation = self._start.progress, self._start.conversation
+        prompt, history, usage = conversation.prompt, conversation.history, RunUsage()
+        if progress is not None and self._completed is not None:
+            prompt, history, usage = None, progress.messages[:-1], copy(progress.before)
+        elif progress is not None:
+            prompt, history, usage = None, progress.messages, copy(progress.usage)
+        settings: Any = self._request.model_settings
+        run_id = self._writer.lease.run_id
+        return self._definition.agent.iter(
+            prompt,
+            message_history=history or None,
+            deps=deps,
+            model_settings=settings,
+            usage=usage,
+            usage_limits=conversation.usage_limits,
+            # Pydantic AI refuses a run id that the history has.
+            run_id=f"{run_id}.{self._writer.lease.token}",
+            conversation_id=run_id,
+            capabilities=[Durability(self._wrap, self._completed)],
+        )
+
+    def _wrap(self, toolset: Any) -> RecordingToolset:
+        return RecordingToolset(
+            toolset,
+            record=self,
+            context=self._tool_context,
+            on_tool_error=self._definition.on_tool_error,
+            max_result_bytes=self._settings.max_tool_result_bytes,
+            entered=self._entered,
+        )
+
+    def _tool_context(self, call_id: str, name: str) -> ToolContext:
+        lease = self._writer.lease
+        return ToolContext(
+            run_id=lease.run_id,
+            attempt=lease.token,
+            tool_call_id=call_id,
+            tool_name=name,
+            idempotency_key=f"{lease.run_id}:{ledger.key(self._steps, call_id)}",
+            write=self._writer.write,
+            loop=asyncio.get_running_loop(),
+        )
+
+    def _entered(self, ctx: RunContext[Any]) -> None:
+        """A step's tools are looked up: its retry counters are those of the checkpoint, if the step is."""
+        if not self._advanced and self._start.progress is not None and not ctx.retries:
+            ctx.retries.update(self._tool_retries)
+        self._tool_retries = dict(ctx.retries)
+
+    def _restore_output_retries(self, run: AgentRun[Any, Any]) -> None:
+        progress, state = self._start.progress, run.ctx.state
+        if progress is not None and hasattr(state, "output_retries_used"):
+            state.output_retries_used = progress.output_retries
+
+    # What the recording toolset asks for.
+
+    def known(self, tool_call_id: str) -> bytes | None:
+        """The ledger entry of a call of this step."""
+        return self._ledger.get(ledger.key(self._steps, tool_call_id))
+
+    async def started(self, tool_call_id: str) -> None:
+        """Enter a call as started, and wait until that is stored."""
+        self._writer.note(Note(field=ledger.key(self._steps, tool_call_id), value=ledger.STARTED, progress=False))
+        await self._writer.flush()
+
+    def ended(self, tool_call_id: str, name: str, outcome: ledger.Outcome, entry: bytes) -> None:
+        """Record what a tool returned or told the model, with its chunk."""
+        if outcome.retry is not None:
+            part: Any = RetryPromptPart(content=outcome.retry, tool_name=name, tool_call_id=tool_call_id)
+        elif outcome.failed is not None:
+            part = ToolReturnPart(tool_name=name, content=outcome.failed, tool_call_id=tool_call_id, outcome="failed")
+        else:
+            value = getattr(outcome.value, "return_value", outcome.value)
+            part = ToolReturnPart(tool_name=name, content=value, tool_call_id=tool_call_id)
+        self._record(tool_call_id, outcome_chunk(part), entry)
+
+    def failed(self, tool_call_id: str, failure: ToolFailure, entry: bytes) -> None:
+        """Record that a tool raised, or that nobody knows what it did."""
+        name = type(failure.__cause__).__name__ if failure.__cause__ else None
+        error = ErrorInfo(code=failure.code, message=failure.message)
+        payload = ToolErrorPayload(
+            tool_call_id=tool_call_id,
+            tool_name=failure.tool_name,
+            error=error.model_copy(update={"name": name}) if name else error,
+        )
+        self._record(tool_call_id, ToolError(payload=payload), entry)
+
+    def _record(self, tool_call_id: str, chunk: Chunk, entry: bytes) -> None:
+        self.translator.recorded(tool_call_id)
+        field = ledger.key(self._steps, tool_call_id)
+        self._writer.write(chunk, Note(field=field, value=entry))
+        self._advanced = True

@@ -1,0 +1,108 @@
+"""The ledger: what became of each tool call, so that nothing completed is done again.
+
+A call is known by its step and its id. Before a tool's body runs, `started` is written and awaited; its outcome is
+written in the same step as its chunk. An entry that cannot be read is an error of its own (`LedgerCorrupt`): taken for
+bad arguments, it would make the model ask again, and the tool would act twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+from pydantic import TypeAdapter
+from pydantic_ai.exceptions import ModelRetry, ToolFailed
+from pydantic_ai.messages import ToolReturn, ToolReturnContent, ToolReturnPart
+
+from durable.errors import LedgerCorrupt, ToolResultInvalid
+
+STARTED: Final = b'{"kind":"started"}'
+
+_RETURN: TypeAdapter[Any] = TypeAdapter(ToolReturn)
+_CONTENT: TypeAdapter[Any] = TypeAdapter(ToolReturnContent)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a tool call ended.
+
+    Attributes:
+        value: What it returned.
+        retry: What it told the model to do better (`ModelRetry`).
+        failed: What it told the model that went wrong (`ToolFailed`).
+        raised: Code and message of a failure that ended the run.
+    """
+
+    value: Any = None
+    retry: str | None = None
+    failed: str | None = None
+    raised: tuple[str, str] | None = None
+
+    def replay(self) -> Any:
+        """Return, or raise, what the tool did; but for a failure that ended the run."""
+        if self.retry is not None:
+            raise ModelRetry(self.retry)
+        if self.failed is not None:
+            raise ToolFailed(self.failed)
+        return self.value
+
+
+def key(step: int, tool_call_id: str) -> str:
+    """The call's name in the ledger. Models may use an id again in another step."""
+    return f"{step}:{tool_call_id}"
+
+
+def encode(outcome: Outcome) -> bytes:
+    """The entry that records an outcome.
+
+    Raises:
+        ToolResultInvalid: The value has no JSON form.
+    """
+    if outcome.retry is not None:
+        return orjson.dumps({"kind": "retry", "message": outcome.retry})
+    if outcome.failed is not None:
+        return orjson.dumps({"kind": "failed", "message": outcome.failed})
+    if outcome.raised is not None:
+        return orjson.dumps({"kind": "raised", "failure": outcome.raised})
+    kind, adapter = (b"tool-return", _RETURN) if isinstance(outcome.value, ToolReturn) else (b"content", _CONTENT)
+    try:
+        data: bytes = adapter.dump_json(outcome.value)
+        if kind == b"content" and _as_seen(_CONTENT.validate_json(data)) != _as_seen(outcome.value):
+            # Raw bytes, NaN and the like: JSON has no such values. What the model sees of them is text.
+            data = orjson.dumps(_as_seen(outcome.value))
+    except Exception as error:
+        raise ToolResultInvalid from error
+    return b'{"kind":"%b","value":%b}' % (kind, data)
+
+
+def _as_seen(value: Any) -> str:
+    """What the model is told of a value."""
+    return ToolReturnPart(tool_name="", content=value, tool_call_id="").model_response_str()
+
+
+def decode(entry: bytes) -> Outcome | None:
+    """The outcome that an entry records; None for a call that was started and never ended.
+
+    Raises:
+        LedgerCorrupt: It is no entry.
+    """
+    try:
+        fields = orjson.loads(entry)
+        match fields["kind"]:
+            case "started":
+                return None
+            case "retry":
+                return Outcome(retry=fields["message"])
+            case "failed":
+                return Outcome(failed=fields["message"])
+            case "raised":
+                code, message = fields["failure"]
+                return Outcome(raised=(code, message))
+            case "tool-return":
+                return Outcome(value=_RETURN.validate_python(fields["value"]))
+            case "content":
+                return Outcome(value=_CONTENT.validate_python(fields["value"]))
+    except Exception as error:
+        raise LedgerCorrupt from error
+    raise LedgerCorrupt

@@ -1,0 +1,125 @@
+"""The sweeper: finds runs that lost their worker or their wake-up, and has them executed again.
+
+It runs in every process that hosts agents; one of them at a time does the work. What it does to a run is conditional on
+what it saw, in one script, so two sweepers at once do no harm. Each sweep is bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, cast
+
+from durable.errors import DurableError, StoreUnavailable
+from durable.runs import WAKE_GRACE, RunRecord, Runs
+from durable.scripts import REQUEUE
+from durable.settings import Settings
+from durable.store import Store, text
+
+log = logging.getLogger(__name__)
+
+LARGEST_SWEEP: Final = 500
+"""Runs of each kind in one sweep, at most."""
+
+
+class Sweeper:
+    """Looks for lost runs, again and again.
+
+    Args:
+        store: Where the runs are.
+        settings: How often.
+        dispatch: Wakes somebody who executes the run.
+        name: This process, for the lease among sweepers.
+    """
+
+    def __init__(
+        self, store: Store, settings: Settings, dispatch: Callable[[RunRecord], Awaitable[None]], name: str
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._dispatch = dispatch
+        self._name = name
+        self._runs = Runs(store, settings)
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin, in the running event loop."""
+        self._task = asyncio.get_running_loop().create_task(self._sweep_for_ever(), name="sweeper")
+
+    async def stop(self) -> None:
+        """End; another process goes on."""
+        if self._task is None:
+            return
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        try:
+            async with self._store.guard(1.0):
+                holder = await self._store.redis.get(self._store.keys.sweeper)
+                if holder is not None and text(holder) == self._name:
+                    await self._store.redis.delete(self._store.keys.sweeper)
+        except StoreUnavailable:
+            return  # it runs out by itself
+
+    async def _sweep_for_ever(self) -> None:
+        while True:
+            try:
+                if await self._leads() and await self._trustworthy():
+                    await self.sweep()
+            except DurableError as error:
+                log.warning("the sweep is postponed: %s", error.message)
+            await asyncio.sleep(self._settings.sweep_seconds)
+
+    async def sweep(self) -> int:
+        """Look once. Returns how many runs were dispatched.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        keys, dispatched = self._store.keys, 0
+        for member in await self._due(keys.leases):
+            run_id, _, token = member.rpartition(":")
+            dispatched += await self._requeue(run_id, token)
+        for run_id in await self._due(keys.wakeups):
+            dispatched += await self._requeue(run_id, "")
+        return dispatched
+
+    async def _due(self, index: str) -> list[str]:
+        """What an index has that was due before now, by the store's own clock."""
+        async with self._store.guard():
+            seconds, micros = await self._store.redis.time()
+            now = int(seconds) * 1000 + int(micros) // 1000
+            members = await self._store.redis.zrangebyscore(index, "-inf", now, start=0, num=LARGEST_SWEEP)
+        return [text(member) for member in cast("list[Any]", members)]
+
+    async def _requeue(self, run_id: str, token: str) -> int:
+        keys = self._store.keys
+        again = await self._store.run(
+            REQUEUE,
+            [keys.run(run_id), keys.leases, keys.wakeups],
+            [run_id, token, int(WAKE_GRACE * 1000), keys.status_indexes],
+        )
+        if not again:
+            return 0
+        log.info("run %s %s; it is dispatched", run_id, "lost its worker" if token else "was not woken")
+        await self._dispatch(await self._runs.get(run_id))
+        return 1
+
+    async def _leads(self) -> bool:
+        """Whether this process is the one that sweeps now."""
+        milliseconds = int(max(self._settings.sweep_seconds * 3, 1) * 1000)
+        key = self._store.keys.sweeper
+        async with self._store.guard():
+            if await self._store.redis.set(key, self._name, nx=True, px=milliseconds):
+                return True
+            holder = await self._store.redis.get(key)
+            if holder is None or text(holder) != self._name:
+                return False
+            await self._store.redis.pexpire(key, milliseconds)
+        return True
+
+    async def _trustworthy(self) -> bool:
+        """Whether leases can have been renewed: right after Redis was away, they all look expired."""
+        async with self._store.guard():
+            info = await self._store.redis.info("server")
+        return float(info.get("uptime_in_seconds", 1e9)) > self._settings.lease_seconds
