@@ -1,0 +1,70 @@
+# The whole life of a working copy. `make` alone lists what there is.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test dev lint format bench lock clean
+
+# The first Python that is new enough; `make PYTHON=/path/to/python …` chooses another.
+IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 python3.14,$\
+	$(shell $(name) -c '$(IS_NEW_ENOUGH)' >/dev/null 2>&1 && echo $(name))))
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SOURCES := durable worker api tests examples benchmarks
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+help: ## List these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED) ## Show one run from submit to three observers, then stop everything
+	@$(BIN)/python examples/demo.py
+
+test: $(INSTALLED) ## Run the test suite (ARGS="tests/unit -x" narrows it)
+	@$(BIN)/pytest $(ARGS)
+
+dev: $(INSTALLED) ## Run Redis, a worker, the API and Flower here until Ctrl-C
+	@DURABLE_AGENTS="$${DURABLE_AGENTS-examples.agents}" $(BIN)/durable dev
+
+lint: $(INSTALLED) ## Check style and types
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+
+format: $(INSTALLED) ## Put the code into the one style
+	$(BIN)/ruff check --fix-only $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+bench: $(INSTALLED) ## Run the benchmarks
+	@$(BIN)/python benchmarks/run.py $(ARGS)
+
+# hatchling builds the project; it is locked with the rest, so that nothing unlocked is ever installed.
+LOCK := uv pip compile pyproject.toml - --universal --python-version 3.11 --generate-hashes --quiet --upgrade \
+	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
+
+lock: $(BIN)/python ## Resolve the newest allowed versions into the two lock files
+	$(BIN)/pip install --quiet uv
+	echo hatchling | $(BIN)/$(LOCK) --all-extras --group test --group lint --output-file requirements.lock
+	echo hatchling | $(BIN)/$(LOCK) --extra dev --extra providers --constraint requirements.lock \
+		--output-file requirements-image.lock
+
+clean: ## Remove the environment and the caches (not .durable/, the data of `make dev`)
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer was not found; name one with PYTHON=…" >&2; exit 1; }
+	@$(PYTHON) -c '$(IS_NEW_ENOUGH)' || \
+		{ echo "$(PYTHON) is too old: Python 3.11 or newer is needed; name one with PYTHON=…" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "$(PYTHON) can't create environments (on Debian: apt install python3-venv)" >&2; exit 1; }
+	@echo "Creating $(VENV) with $(PYTHON)"
+	@$(PYTHON) -m venv --clear $(VENV)
+
+# pip checks every file against its hash; the project itself goes in without its dependencies, editable.
+$(INSTALLED): requirements.lock pyproject.toml | $(BIN)/python
+	@echo "Installing the locked packages (about a minute the first time)"
+	@$(BIN)/pip install --require-hashes --requirement requirements.lock
+	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
