@@ -17,6 +17,7 @@ from redis.exceptions import BusyLoadingError, NoScriptError, OutOfMemoryError, 
 from durable.chunks import Chunk, ReasoningDelta, StepStart, TextDelta, ToolCallDelta, encode_body
 from durable.errors import DurableError, LeaseLost, StoreUnavailable
 from durable.leases import Lease
+from durable.probes import Point, Probe, silent
 from durable.scripts import APPEND, FINISH, Arg, Script
 from durable.settings import Settings
 from durable.store import UNAVAILABLE, Store, text
@@ -326,9 +327,10 @@ class RunWriter:
 class Appender:
     """Sends the batches of all writers of a process. Belongs to one event loop."""
 
-    def __init__(self, store: Store, settings: Settings) -> None:
+    def __init__(self, store: Store, settings: Settings, probe: Probe = silent) -> None:
         self.store = store
         self.settings = settings
+        self.probe = probe
         self._ready: list[RunWriter] = []
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -363,6 +365,7 @@ class Appender:
     async def _attempt(self, writers: Sequence[RunWriter]) -> list[RunWriter]:
         """Send the batches once; returns the writers whose batches have to be sent again."""
         calls = [writer.call() for writer in writers]
+        self._pass(writers, before=True)
         try:
             async with (
                 asyncio.timeout(self.settings.lease_seconds),
@@ -374,6 +377,7 @@ class Appender:
         except UNAVAILABLE as error:
             log.warning("chunks wait for Redis: %s", type(error).__name__)
             return list(writers)
+        self._pass(writers, before=False)
         again: list[RunWriter] = []
         for writer, (script, _, _), reply in zip(writers, calls, replies, strict=True):
             if isinstance(reply, NoScriptError):
@@ -387,6 +391,16 @@ class Appender:
             else:
                 writer.acknowledge(reply)
         return again
+
+    def _pass(self, writers: Sequence[RunWriter], *, before: bool) -> None:
+        """Pass the points around what is sent."""
+        for writer in writers:
+            batch = writer.under_way
+            self.probe(Point.APPEND_BEFORE if before else Point.APPEND_AFTER)
+            if batch is not None and any(note.checkpoint for note in batch.notes):
+                self.probe(Point.CHECKPOINT_BEFORE if before else Point.CHECKPOINT_AFTER)
+            if batch is not None and batch.ending is not None:
+                self.probe(Point.FINISH_BEFORE if before else Point.FINISH_AFTER)
 
     async def _pipeline(self, calls: Sequence[tuple[Script, list[str], list[Arg]]]) -> list[Any]:
         async with self.store.redis.pipeline(transaction=False) as pipe:

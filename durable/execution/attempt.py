@@ -35,6 +35,7 @@ from durable.execution.dependencies import dependencies
 from durable.execution.failures import describe, places
 from durable.execution.start import StartPoint
 from durable.execution.turn import Turn, TurnEnd
+from durable.probes import Probe, silent
 from durable.runs import RunRecord, RunRequest, cancelled_chunks
 from durable.settings import Settings
 from durable.translate import to_json_value
@@ -81,6 +82,7 @@ class Attempt:
         writer: Writes to its log, under the attempt's lease.
         settings: Limits.
         asked: Tells what was said when the run was cancelled.
+        probe: Passed at each point.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Attempt:
         writer: RunWriter,
         settings: Settings,
         asked: Callable[[], Awaitable[AbortPayload]],
+        probe: Probe = silent,
     ) -> None:
         self.run_id = record.run_id
         self._asked = asked
@@ -100,7 +103,7 @@ class Attempt:
         self._deps = request.deps
         self._writer = writer
         self._settings = settings
-        self._turn = Turn(definition, request, start, writer, settings, self._boundary)
+        self._turn = Turn(definition, request, start, writer, settings, self._boundary, probe)
         self._task: asyncio.Task[Outcome] | None = None
         self._stopped_by: Stop | None = None
         self._yielding = False

@@ -24,6 +24,7 @@ from durable.errors import DurableError, StoreUnavailable
 from durable.execution.attempt import Attempt, Outcome, Stop
 from durable.execution.start import StartPoint
 from durable.leases import Lease, LeaseKeeper, Refusal, claim, release
+from durable.probes import Point, Probe, silent
 from durable.runs import WAKE_GRACE, RunRecord, Runs
 from durable.settings import Settings
 from durable.store import UNAVAILABLE, Store, close_pubsub, text
@@ -42,6 +43,7 @@ class Engine:
         definitions: The agents, by name. Looked up when a run begins.
         redispatch: Sends the wake-up of a run that was handed back.
         on_stall: Called, in another thread, when the event loop stood still for too long; a worker exits then.
+        probe: Passed at each point where a crash could tear something apart.
     """
 
     def __init__(
@@ -52,14 +54,16 @@ class Engine:
         *,
         redispatch: Redispatch,
         on_stall: Callable[[], None] = lambda: None,
+        probe: Probe = silent,
     ) -> None:
+        self._probe = probe
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._store = store
         self._settings = settings
         self._definitions = definitions
         self._redispatch = redispatch
         self._runs = Runs(store, settings)
-        self._appender = Appender(store, settings)
+        self._appender = Appender(store, settings, probe)
         self._keeper = LeaseKeeper(store, settings, on_stall)
         self._attempts: dict[str, Attempt | None] = {}
         self._early_cancels: set[str] = set()
@@ -100,7 +104,9 @@ class Engine:
         """
         if self._draining:
             return None  # its wake-up is repeated, by somebody who goes on
+        self._probe(Point.CLAIM_BEFORE)
         lease = await claim(self._store, self._settings, run_id, self.owner)
+        self._probe(Point.CLAIM_AFTER)
         if isinstance(lease, Refusal):
             log.info("run %s is not executed here: %s", run_id, lease.reason)
             return None
@@ -166,7 +172,7 @@ class Engine:
         request = await self._runs.request(lease.run_id)
         start = await StartPoint.load(self._store, self._runs, record, read_conversation(request))
         attempt = Attempt(
-            definition, record, request, start, writer, self._settings, partial(self._asked, lease.run_id)
+            definition, record, request, start, writer, self._settings, partial(self._asked, lease.run_id), self._probe
         )
         lease.on_lost = writer.on_fenced = lambda: attempt.stop(Stop.LOST)
         self._attempts[lease.run_id] = attempt
@@ -195,7 +201,10 @@ class Engine:
     async def _hand_back(self, lease: Lease) -> None:
         """Put the run back into the queue, and wake somebody. If that fails, its lease simply runs out."""
         try:
-            if await release(self._store, lease, wake_after=WAKE_GRACE):
+            self._probe(Point.RELEASE_BEFORE)
+            released = await release(self._store, lease, wake_after=WAKE_GRACE)
+            self._probe(Point.RELEASE_AFTER)
+            if released:
                 await self._redispatch(await self._runs.get(lease.run_id))
         except DurableError as error:
             log.warning("run %s could not be handed back: %s", lease.run_id, error.code)

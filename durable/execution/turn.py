@@ -28,6 +28,7 @@ from durable.execution.failures import ToolFailure
 from durable.execution.recording import Durability, RecordingToolset
 from durable.execution.start import StartPoint
 from durable.execution.tail import Tail
+from durable.probes import Point, Probe, silent
 from durable.runs import RunRequest
 from durable.settings import Settings
 from durable.tools import ToolContext
@@ -68,6 +69,7 @@ class Turn:
         writer: Writes to the run's log, under the attempt's lease.
         settings: Limits.
         boundary: Called between steps; may raise, to hand the run over there.
+        probe: Passed at each point.
 
     Attributes:
         usage: Of the run so far.
@@ -83,7 +85,9 @@ class Turn:
         writer: RunWriter,
         settings: Settings,
         boundary: Boundary,
+        probe: Probe = silent,
     ) -> None:
+        self._probe = probe
         self._definition = definition
         self._request = request
         self._start = start
@@ -158,9 +162,11 @@ class Turn:
         first = self._writer.next_seq
         self._write(self.translator.begin_step(self._steps, message_id, self._void))
         self._void, self._tail = None, Tail()
+        self._probe(Point.MODEL_BEFORE)
         async with node.stream(run.ctx) as events:
             await self._pump(events)
         following = await run.next(node)
+        self._probe(Point.MODEL_AFTER)
         if Agent.is_call_tools_node(following):
             progress = Progress(
                 messages=run.all_messages(),
@@ -269,8 +275,10 @@ class Turn:
 
     async def started(self, tool_call_id: str) -> None:
         """Enter a call as started, and wait until that is stored."""
+        self._probe(Point.TOOL_START_BEFORE)
         self._writer.note(Note(field=ledger.key(self._steps, tool_call_id), value=ledger.STARTED, progress=False))
         await self._writer.flush()
+        self._probe(Point.TOOL_START_AFTER)
 
     def ended(self, tool_call_id: str, name: str, outcome: ledger.Outcome, entry: bytes) -> None:
         """Record what a tool returned or told the model, with its chunk."""
@@ -295,7 +303,9 @@ class Turn:
         self._record(tool_call_id, ToolError(payload=payload), entry)
 
     def _record(self, tool_call_id: str, chunk: Chunk, entry: bytes) -> None:
+        self._probe(Point.TOOL_END_BEFORE)
         self.translator.recorded(tool_call_id)
         field = ledger.key(self._steps, tool_call_id)
         self._writer.write(chunk, Note(field=field, value=entry))
         self._advanced = True
+        self._probe(Point.TOOL_END_AFTER)
