@@ -23,7 +23,9 @@ class Backend:
         store: Where the runs are. Closed with the backend.
         settings: Times, limits and addresses.
         definitions: The agents that this process executes, by name. Without any it executes nothing.
-        celery: Whether runs go to workers. Without, this process executes what it is asked for.
+        celery: Whether there are workers that runs can go to.
+        in_process: Whether this process executes by itself what it is asked for, if it has the agent. A worker does
+            not: it executes what Celery brings.
         on_stall: Called when this process's event loop stood still for too long.
 
     Attributes:
@@ -37,6 +39,7 @@ class Backend:
         definitions: Mapping[str, AgentDefinition] | None = None,
         *,
         celery: bool = True,
+        in_process: bool = True,
         on_stall: Callable[[], None] = lambda: None,
     ) -> None:
         self.store = store
@@ -52,7 +55,7 @@ class Backend:
         self._sweeper: Sweeper | None = None
         if self.definitions:
             self.engine = Engine(store, settings, self.definitions, redispatch=self.dispatch_again, on_stall=on_stall)
-            self._here = InProcessDispatcher(self.engine.execute)
+            self._here = InProcessDispatcher(self.engine.execute) if in_process else None
             self._sweeper = Sweeper(store, settings, self.dispatch, self.engine.owner)
 
     async def __aenter__(self) -> Self:
@@ -75,14 +78,12 @@ class Backend:
         await self.store.aclose()
 
     async def dispatch(self, record: RunRecord) -> None:
-        """Wake somebody who executes the run: this process, if the agent is executed where it is asked for, or a
-        worker."""
-        definition = self.definitions.get(record.agent)
-        dispatcher: Dispatcher | None = self._celery
-        if self._here is not None and (self._celery is None or (definition and definition.kind == "durable")):
-            dispatcher = self._here
-        if dispatcher is not None:
-            await dispatcher.dispatch(record)
+        """Wake somebody who executes the run: this process or a worker. Where there are no workers, the run of an agent
+        that this process does not have waits for a process that has it."""
+        if self._here is not None and record.agent in self.definitions:
+            await self._here.dispatch(record)
+        elif self._celery is not None:
+            await self._celery.dispatch(record)
 
     async def dispatch_again(self, record: RunRecord) -> None:
         """Wake somebody else, if there is anybody else: this process has handed the run back."""

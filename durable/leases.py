@@ -12,7 +12,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,13 +54,22 @@ class Lease:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a run could not be claimed: `held`, `unknown`, `suspended` or `ended`."""
+    """Why a run could not be claimed: `held`, `unknown`, `foreign`, `suspended` or `ended`."""
 
     reason: str
 
 
-async def claim(store: Store, settings: Settings, run_id: str, owner: str) -> Lease | Refusal:
+async def claim(
+    store: Store, settings: Settings, run_id: str, owner: str, agents: Iterable[str] = ()
+) -> Lease | Refusal:
     """Claim a run for `owner`.
+
+    Args:
+        store: Where the run is.
+        settings: How long the lease is.
+        run_id: The run.
+        owner: Who claims it.
+        agents: The agents that the owner has; any agent's run is claimed when there are none.
 
     Raises:
         StoreUnavailable: Redis does not answer.
@@ -71,7 +80,7 @@ async def claim(store: Store, settings: Settings, run_id: str, owner: str) -> Le
     reply = await store.run(
         CLAIM,
         [keys.run(run_id), keys.leases, keys.wakeups],
-        [run_id, owner, nonce, int(settings.lease_seconds * 1000), keys.status_indexes],
+        [run_id, owner, nonce, int(settings.lease_seconds * 1000), keys.status_indexes, *agents],
     )
     if text(reply[0]) != "claimed":
         return Refusal(text(reply[0]))

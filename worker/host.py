@@ -84,7 +84,7 @@ class Host:
 
     async def _open(self) -> None:
         store = Store.of(self._settings)
-        backend = Backend(store, self._settings, self._definitions, on_stall=_exit)
+        backend = Backend(store, self._settings, self._definitions, in_process=False, on_stall=_exit)
         await backend.__aenter__()
         self._backend = backend
         announcing = keep_announced(

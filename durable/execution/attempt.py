@@ -48,6 +48,8 @@ EXHAUSTED = ErrorInfo(
     message="Each attempt at this run was lost with its worker, without any progress. It is not tried again.",
 )
 
+UNREADABLE = ErrorInfo(code="run_unreadable", message="What is stored of this run can't be read by this version.")
+
 
 class Stop(StrEnum):
     """Why somebody stops an attempt from outside."""
@@ -82,6 +84,7 @@ class Attempt:
         writer: Writes to its log, under the attempt's lease.
         settings: Limits.
         asked: Tells what was said when the run was cancelled.
+        hopeless: Why the run can only fail.
         probe: Passed at each point.
     """
 
@@ -93,11 +96,14 @@ class Attempt:
         start: StartPoint,
         writer: RunWriter,
         settings: Settings,
+        *,
         asked: Callable[[], Awaitable[AbortPayload]],
+        hopeless: ErrorInfo | None = None,
         probe: Probe = silent,
     ) -> None:
         self.run_id = record.run_id
         self._asked = asked
+        self._hopeless = hopeless
         self._definition = definition
         self._record = record
         self._deps = request.deps
@@ -147,8 +153,8 @@ class Attempt:
             return await self._settle(await self._cancelled())
         if self._writer.lease.last_seq == 0:
             self._writer.write(Start(payload=StartPayload(id=self._definition.name, message_id=str(uuid4()))))
-        if self._writer.lease.claims > self._settings.max_attempts:
-            return await self._settle(self._failed(EXHAUSTED))
+        if self._hopeless is not None:
+            return await self._settle(self._failed(self._hopeless))
         metadata, token = self._record.json("metadata") or {}, self._writer.lease.token
         info = RunInfo(self.run_id, self._definition.name, token, metadata, self._deps)
         async with dependencies(self._definition, info) as deps:

@@ -17,15 +17,16 @@ from functools import partial
 from pydantic_ai import Agent
 
 from durable.appender import Appender, RunWriter
-from durable.chunks import AbortPayload
-from durable.conversation import read_conversation
+from durable.chunks import AbortPayload, ErrorInfo
+from durable.conversation import Conversation, read_conversation
 from durable.definition import AgentDefinition
 from durable.errors import DurableError, StoreUnavailable
-from durable.execution.attempt import Attempt, Outcome, Stop
+from durable.execution.attempt import EXHAUSTED, UNREADABLE, Attempt, Outcome, Stop
+from durable.execution.failures import places
 from durable.execution.start import StartPoint
 from durable.leases import Lease, LeaseKeeper, Refusal, claim, release
 from durable.probes import Point, Probe, silent
-from durable.runs import WAKE_GRACE, RunRecord, Runs
+from durable.runs import WAKE_GRACE, RunRecord, RunRequest, Runs
 from durable.settings import Settings
 from durable.store import UNAVAILABLE, Store, close_pubsub, text
 
@@ -105,7 +106,7 @@ class Engine:
         if self._draining:
             return None  # its wake-up is repeated, by somebody who goes on
         self._probe(Point.CLAIM_BEFORE)
-        lease = await claim(self._store, self._settings, run_id, self.owner)
+        lease = await claim(self._store, self._settings, run_id, self.owner, self._definitions)
         self._probe(Point.CLAIM_AFTER)
         if isinstance(lease, Refusal):
             log.info("run %s is not executed here: %s", run_id, lease.reason)
@@ -164,15 +165,18 @@ class Engine:
 
     async def _attempt(self, lease: Lease) -> Outcome:
         record = await self._runs.get(lease.run_id)
-        definition = self._definitions.get(record.agent)
-        if definition is None:
-            log.error("run %s: the agent %r is not registered here", lease.run_id, record.agent)
-            return Outcome.HANDED_BACK
         writer = RunWriter(self._appender, lease)
-        request = await self._runs.request(lease.run_id)
-        start = await StartPoint.load(self._store, self._runs, record, read_conversation(request))
+        request, start, hopeless = await self._load(record, lease)
         attempt = Attempt(
-            definition, record, request, start, writer, self._settings, partial(self._asked, lease.run_id), self._probe
+            self._definitions[record.agent],
+            record,
+            request,
+            start,
+            writer,
+            self._settings,
+            asked=partial(self._asked, lease.run_id),
+            hopeless=hopeless,
+            probe=self._probe,
         )
         lease.on_lost = writer.on_fenced = lambda: attempt.stop(Stop.LOST)
         self._attempts[lease.run_id] = attempt
@@ -189,6 +193,19 @@ class Engine:
             attempt.stop(Stop.HAND_BACK)
             await asyncio.gather(task, return_exceptions=True)
             raise
+
+    async def _load(self, record: RunRecord, lease: Lease) -> tuple[RunRequest, StartPoint, ErrorInfo | None]:
+        """What the run is asked to do and where it stands, and why it can't be executed if it can't."""
+        hopeless = EXHAUSTED if lease.claims > self._settings.max_attempts else None
+        try:
+            request = await self._runs.request(record.run_id)
+            start = await StartPoint.load(self._store, self._runs, record, read_conversation(request))
+        except StoreUnavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 - what is stored can't be read: the run ends, instead of waiting for ever
+            log.warning("run %s can't be loaded: %s at %s", record.run_id, type(error).__name__, places(error))
+            return RunRequest(), StartPoint(Conversation(None, [], None)), hopeless or UNREADABLE
+        return request, start, hopeless
 
     async def _asked(self, run_id: str) -> AbortPayload:
         """What was said when a run was cancelled; nothing when nobody says."""

@@ -2,13 +2,24 @@
 --
 -- KEYS 1 run  2 leases  3 wakeups
 -- ARGV 1 run id  2 owner  3 nonce of this claim  4 lease, ms  5 prefix of the status indexes
--- Returns {'claimed', token, lastSeq, claims without progress} | {'held', ms left} | {'unknown'} | {'suspended'} | {'ended', status}
+--      6… agents that the owner has; any agent when there are none
+-- Returns {'claimed', token, lastSeq, claims without progress} | {'held', ms left} | {'unknown'} | {'foreign'}
+--      | {'suspended'} | {'ended', status}
 local run, leases, wakeups = KEYS[1], KEYS[2], KEYS[3]
 local run_id, now = ARGV[1], now_ms()
 local record = redis.call('HMGET', run, 'status', 'token', 'nonce', 'lastSeq', 'claims')
 local status, token = record[1], tonumber(record[2])
 if not status then
   return {'unknown'}
+end
+if #ARGV > 5 then
+  local agent, known = redis.call('HGET', run, 'agent'), false
+  for i = 6, #ARGV do
+    known = known or ARGV[i] == agent
+  end
+  if not known then
+    return {'foreign'}
+  end
 end
 if status == 'suspended' then
   return {'suspended'}
