@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import cast
+from dataclasses import dataclass, field, replace
+from typing import Final, cast
 
 from durable.chunks import parse
 from durable.chunks.base import Chunk
@@ -18,12 +17,14 @@ from durable.store import Store
 
 Rows = Sequence[tuple[bytes, dict[bytes, bytes]]]
 
-_HAS_ORIGIN = re.compile(rb'\{"type":"[^"]*","from":')
+_HAS_ORIGIN = re.compile(rb'\{"type":"[^"]*","from":').match
+_CHUNK: Final = b'{"runId":"%b",%b"seq":%d,"attempt":%d,%b'
+_FRAME: Final = b"id: %d\ndata: " + _CHUNK + b"\n\n"
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Entry:
-    """Neighbouring chunks of one log, written at once.
+    """Neighbouring chunks of one log, written at once. Not to be changed: all readers of a process share it.
 
     Attributes:
         run_id: The run.
@@ -32,27 +33,41 @@ class Entry:
         bodies: One JSON object each.
     """
 
+    # A long replay makes ten thousand of these: neither frozen, which triples the time to make one, nor with cached
+    # properties, which take a lock each.
     run_id: str
     first: int
     attempt: int
     bodies: tuple[bytes, ...]
+    _frames: bytes = field(default=b"", init=False, repr=False, compare=False)
 
     @property
     def last(self) -> int:
         """The seq of the last chunk."""
         return self.first + len(self.bodies) - 1
 
-    @cached_property
-    def wire(self) -> tuple[bytes, ...]:
+    @property
+    def wire(self) -> list[bytes]:
         """The chunks as every reader sees them: JSON with the whole envelope."""
         run, attempt = self.run_id.encode(), self.attempt
-        chunks = []
-        for seq, body in enumerate(self.bodies, self.first):
-            origin = b"" if _HAS_ORIGIN.match(body) else b'"from":"AGENT",'
-            chunks.append(b'{"runId":"%b",%b"seq":%d,"attempt":%d,%b' % (run, origin, seq, attempt, body[1:]))
-        return tuple(chunks)
+        return [
+            _CHUNK % (run, _origin(body), seq, attempt, body[1:]) for seq, body in enumerate(self.bodies, self.first)
+        ]
 
-    @cached_property
+    @property
+    def frames(self) -> bytes:
+        """The same as Server-Sent Events, each with its seq as its id; made once for all readers."""
+        if not self._frames:
+            run, attempt = self.run_id.encode(), self.attempt
+            self._frames = b"".join(
+                [
+                    _FRAME % (seq, run, _origin(body), seq, attempt, body[1:])
+                    for seq, body in enumerate(self.bodies, self.first)
+                ]
+            )
+        return self._frames
+
+    @property
     def final(self) -> bool:
         """Whether the last chunk ends the run."""
         return b'"final":true' in self.bodies[-1] and parse(self.bodies[-1]).final is True
@@ -72,15 +87,20 @@ class Entry:
     @classmethod
     def of_stream(cls, run_id: str, entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
         """Read an entry of the Redis stream."""
-        bodies = tuple(fields[b"c"].split(b"\n"))
+        attempt, _, blob = fields[b"c"].partition(b" ")
+        bodies = tuple(blob.split(b"\n"))
         last = int(entry_id.partition(b"-")[0])
-        return cls(run_id, last - len(bodies) + 1, int(fields[b"a"]), bodies)
+        return cls(run_id, last - len(bodies) + 1, int(attempt), bodies)
 
     @classmethod
     def of_message(cls, run_id: str, data: bytes) -> Entry:
         """Read the pub/sub message that announced an entry."""
         first, attempt, blob = data.split(b" ", 2)
         return cls(run_id, int(first), int(attempt), tuple(blob.split(b"\n")))
+
+
+def _origin(body: bytes) -> bytes:
+    return b"" if _HAS_ORIGIN(body) else b'"from":"AGENT",'
 
 
 async def read(store: Store, run_id: str, after: int, *, limit: int = 1000) -> list[Entry]:
