@@ -89,7 +89,7 @@ class Entry:
         """Read an entry of the Redis stream."""
         attempt, _, blob = fields[b"c"].partition(b" ")
         bodies = tuple(blob.split(b"\n"))
-        last = int(entry_id.partition(b"-")[0])
+        last = int(entry_id.partition(b"-")[2])
         return cls(run_id, last - len(bodies) + 1, int(attempt), bodies)
 
     @classmethod
@@ -116,6 +116,6 @@ async def read(store: Store, run_id: str, after: int, *, limit: int = 1000) -> l
         StoreUnavailable: Redis does not answer.
     """
     async with store.guard():
-        rows = await store.redis.xrange(store.keys.log(run_id), f"({after}-0" if after else "-", "+", count=limit)
+        rows = await store.redis.xrange(store.keys.log(run_id), f"(0-{after}" if after else "-", "+", count=limit)
     entries = (Entry.of_stream(run_id, entry_id, fields) for entry_id, fields in cast("Rows", rows))
     return [rest for entry in entries if (rest := entry.after(after)) is not None]

@@ -16,7 +16,7 @@ class Keys:
     | key | type | holds |
     | --- | --- | --- |
     | `run` | hash | the run's record |
-    | `log` | stream | its chunks; an entry's id is the seq of its last chunk |
+    | `log` | stream | its chunks; an entry's id is `0-<seq of its last chunk>` |
     | `request` | string | what was asked for, as JSON |
     | `checkpoints` | list | what each step added to the conversation |
     | `ledger` | hash | step and tool call -> recorded outcome |

@@ -11,7 +11,7 @@ local function int(number)
 end
 
 -- Appends `count` chunk bodies (joined by newlines) as one entry, numbers them, and tells the followers.
--- An entry's id is the seq of its last chunk, so that "after seq n" is one range query, also for n inside an entry.
+-- An entry's id is `0-<seq of its last chunk>`, so that "after seq n" is one range query, also for n inside an entry.
 local function write(run, log, channel, attempt, count, bodies)
   local first = tonumber(redis.call('HGET', run, 'lastSeq') or '0') + 1
   if tonumber(count) == 0 then
@@ -19,7 +19,7 @@ local function write(run, log, channel, attempt, count, bodies)
   end
   local last = first + tonumber(count) - 1
   -- One field: a second one costs up to 20 bytes a chunk.
-  redis.call('XADD', log, int(last) .. '-0', 'c', attempt .. ' ' .. bodies)
+  redis.call('XADD', log, '0-' .. int(last), 'c', attempt .. ' ' .. bodies)
   redis.call('HSET', run, 'lastSeq', int(last))
   redis.call('PUBLISH', channel, int(first) .. ' ' .. attempt .. ' ' .. bodies)
   return first, last
