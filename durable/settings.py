@@ -18,7 +18,9 @@ class Settings(BaseSettings):
     Raises `pydantic.ValidationError` for a value that does not fit.
     """
 
-    model_config = SettingsConfigDict(env_prefix="DURABLE_", extra="ignore", frozen=True, hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        env_prefix="DURABLE_", env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True
+    )
 
     redis_url: SecretStr | None = Field(None, description="The store. `durable dev` starts a private one when unset.")
     broker_url: SecretStr | None = Field(None, description="Celery's broker; the store's server when unset.")

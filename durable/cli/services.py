@@ -64,5 +64,6 @@ def api(
     """Start the HTTP API."""
     with reporting():
         settings = settings_with(host=host, port=port)
+        _ = settings.store_url  # without one it ends here, in one line
         use_working_folder()
         load_part("api", "server").serve(settings)

@@ -1,0 +1,139 @@
+"""The examples do what they say, as they stand."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic_ai.messages import ModelResponse, ToolCallPart
+
+from durable import create_durable_agent
+from durable.chunks import UnknownChunk
+from examples.agents import agent, choose_model, to_fahrenheit, usual_temperature
+from examples.demo import DemoFailed, Observer, prove
+from examples.offline_model import LABEL, MODEL_NAME, offline_model
+from tests.deployment import ROOT, Deployment
+
+KEYS = ("EXAMPLE_MODEL", "ANTHROPIC_API_KEY", "OPENAI_API_KEY")
+
+
+@pytest.fixture(scope="module")
+def served(redis_url: str) -> Iterator[Deployment]:
+    """A deployment of the example agent, without a provider."""
+    with Deployment(redis_url, agents="examples.agents", env=dict.fromkeys(KEYS, "")) as found:
+        found.start_api()
+        found.start_worker()
+        yield found
+
+
+@pytest.fixture
+def no_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model is named, and no provider's key is set."""
+    for name in KEYS:
+        monkeypatch.delenv(name, raising=False)
+
+
+def run_example(name: str, **env: str) -> str:
+    """Run an example as a user would; its output."""
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", str(Path("examples") / name)],
+        cwd=ROOT,
+        env={**os.environ, **dict.fromkeys(KEYS, ""), **env},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_the_example_in_one_process_needs_no_redis() -> None:
+    told = run_example("in_process.py")
+
+    assert "In October it is usually 18.8 °C in Lisbon, which is 65.8 °F" in told
+    assert "6 messages" in told
+
+
+def test_the_client_example_leaves_a_run_and_comes_back_for_the_rest(served: Deployment) -> None:
+    told = run_example("client.py", DURABLE_URL=served.url)
+
+    assert "left after chunk 5\nchunks 6 to " in told
+    assert "So Lisbon is the warmer place; Oslo lies 12.3 degrees Celsius below it." in told
+    assert told.endswith("the run is completed\n")
+
+
+async def test_the_offline_script_calls_the_tools_and_says_what_it_is() -> None:
+    durable = create_durable_agent(agent)
+    with agent.override(model=offline_model()):
+        result = await durable.generate("Compare Oslo and Sydney in January, please.")
+    await durable.aclose()
+
+    responses = [message for message in result.messages if isinstance(message, ModelResponse)]
+    calls = [[part.args_as_dict() for part in answer.parts if isinstance(part, ToolCallPart)] for answer in responses]
+    assert calls == [
+        [{"city": "Oslo", "month": "January"}, {"city": "Sydney", "month": "January"}],
+        [{"celsius": -2.3}, {"celsius": 23.5}],
+        [],
+    ]
+    assert result.output.startswith(LABEL)
+    assert "-2.3 °C in Oslo, which is 27.9 °F" in result.output
+    assert {answer.model_name for answer in responses} == {MODEL_NAME}
+
+
+async def test_the_offline_script_answers_a_question_without_a_city() -> None:
+    durable = create_durable_agent(agent)
+    with agent.override(model=offline_model()):
+        result = await durable.generate("Hello!")
+    await durable.aclose()
+
+    assert "please name one of the cities" in result.output
+
+
+@pytest.mark.parametrize(
+    ("env", "model"),
+    [
+        ({"EXAMPLE_MODEL": "openai:gpt-x", "ANTHROPIC_API_KEY": "k"}, "openai:gpt-x"),
+        ({"ANTHROPIC_API_KEY": "k", "OPENAI_API_KEY": "k"}, "anthropic:"),
+        ({"ANTHROPIC_API_KEY": "", "OPENAI_API_KEY": "k"}, "openai:"),
+    ],
+)
+@pytest.mark.usefixtures("no_provider")
+def test_the_environment_chooses_the_model(monkeypatch: pytest.MonkeyPatch, env: dict[str, str], model: str) -> None:
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+
+    chosen = choose_model()
+
+    assert isinstance(chosen, str)
+    assert chosen.startswith(model)
+
+
+@pytest.mark.usefixtures("no_provider")
+def test_without_a_key_no_provider_is_chosen() -> None:
+    chosen = choose_model()
+
+    assert not isinstance(chosen, str)
+    assert chosen.model_name == MODEL_NAME
+
+
+def test_the_tools_look_up_and_convert() -> None:
+    assert usual_temperature("Oslo", "December") == -1.8
+    assert to_fahrenheit(-40) == -40
+    assert to_fahrenheit(100) == 212
+
+
+def test_the_demo_does_not_take_a_lost_a_changed_or_a_repeated_chunk_for_a_proof() -> None:
+    chunks = [UnknownChunk(type="x", seq=seq, payload={"n": seq}) for seq in range(1, 6)]
+    chunks[-1].final = True
+    whole = Observer("3", 0, list(chunks))
+    other = [*chunks[:3], UnknownChunk(type="x", seq=4, payload={"n": 0}), chunks[4]]
+
+    prove(Observer("1", 0, [*chunks[:2]]), Observer("2", 2, [*chunks[2:]]), whole, last_seq=5)
+    for second in (chunks[3:], other[2:], chunks[1:], chunks[2:4]):
+        with pytest.raises(DemoFailed):
+            prove(Observer("1", 0, [*chunks[:2]]), Observer("2", 2, [*second]), whole, last_seq=5)
