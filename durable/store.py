@@ -24,7 +24,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from durable.errors import StoreUnavailable
+from durable.errors import ConfigurationError, StoreUnavailable
 from durable.keys import Keys
 from durable.scripts import Arg, Script
 from durable.settings import Settings
@@ -51,7 +51,12 @@ class Store:
             prefix: Starts every key.
             sync_timeout: Seconds after which the synchronous client gives up a call.
             connections: Size of the pool for commands; more callers wait for a free one.
+
+        Raises:
+            ConfigurationError: The URL is not one. (Its text stays out of the message: it may hold a password.)
         """
+        if not url.startswith(("redis://", "rediss://", "unix://")):
+            raise ConfigurationError("A Redis URL starts with redis://, rediss:// or unix://.")
         retry = Retry(ExponentialBackoff(cap=0.3, base=0.02), retries=3)
         pool = BlockingConnectionPool.from_url(
             url, max_connections=connections, timeout=None, socket_timeout=None, socket_connect_timeout=2, retry=retry

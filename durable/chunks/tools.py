@@ -8,7 +8,7 @@ from durable.chunks.base import Chunk, ErrorInfo, Json, Wire
 
 
 class ToolPayload(Wire):
-    """Names the call within the run."""
+    """Names the call within its step."""
 
     tool_call_id: str
     tool_name: str
