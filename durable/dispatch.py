@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 
 from celery import Celery
+from celery.app.amqp import AMQP
 from kombu.exceptions import OperationalError
 
 from durable.runs import RunRecord
@@ -101,9 +102,23 @@ class CeleryDispatcher:
         )
 
 
+class _Messages(AMQP):
+    """Celery's messages, with one name for a run in all of its events.
+
+    The event of a message that was sent has the task's name, while those of the worker have the shadow's. The sender's
+    may come last, and monitors show the last one.
+    """
+
+    def as_task_v2(self, *args: Any, **options: Any) -> Any:
+        message: Any = super().as_task_v2(*args, **options)
+        if message.sent_event and message.headers["shadow"]:
+            message.sent_event["name"] = message.headers["shadow"]
+        return message
+
+
 def producer(broker_url: str) -> Celery:
     """A Celery app that sends wake-ups. Workers use the same settings."""
-    app = Celery("durable", broker=broker_url, set_as_current=False)
+    app = Celery("durable", broker=broker_url, amqp=_Messages, set_as_current=False)
     app.conf.update(
         task_serializer="json",
         result_serializer="json",

@@ -17,7 +17,7 @@ import httpx
 
 from durable.dev.ports import free_port
 from durable.dev.services import api_service, flower_service, worker_service
-from durable.dev.stack import Child, Stack
+from durable.dev.stack import Child, Service, Stack
 
 ROOT = Path(__file__).parents[1]
 AGENTS = "tests.scripted_agents"
@@ -77,10 +77,20 @@ class Deployment:
         """Of every process of the deployment."""
         return {"DURABLE_PREFIX": self.prefix, "PYTHONPATH": str(ROOT), **self.env}
 
-    def start_worker(self, **env: str) -> Child:
+    def worker_service(self, *, grace_seconds: float = 0.5, **env: str) -> Service:
+        """What it takes to start a worker."""
+        service = worker_service(
+            self.redis_url, self.agents, env={**self.environment, **env}, grace_seconds=grace_seconds
+        )
+        return replace(service, name=f"w{len(self.workers) + 1}", cwd=ROOT)
+
+    def start(self, service: Service) -> Child:
+        """Start a process of the deployment."""
+        return self._stack.start(service)
+
+    def start_worker(self, *, grace_seconds: float = 0.5, **env: str) -> Child:
         """Start a worker and wait until it is announced."""
-        service = worker_service(self.redis_url, self.agents, env={**self.environment, **env}, grace_seconds=0.5)
-        child = self._stack.start(replace(service, name=f"w{len(self.workers) + 1}", cwd=ROOT))
+        child = self.start(self.worker_service(grace_seconds=grace_seconds, **env))
         self.workers.append(child)
         if self.url:
             expected = sum(1 for worker in self.workers if worker.exit_code is None)

@@ -6,6 +6,7 @@ before its body runs, and its outcome is recorded in the same step as its chunk.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -94,7 +95,12 @@ class RecordingToolset(WrapperToolset[Any]):
             if not isinstance(error, ToolResultInvalid):
                 raise
             return self._failed(call_id, name, error)
-        except Exception as error:  # noqa: BLE001 - whatever a tool raises is recorded
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            return self._failed(call_id, name, error)  # nobody cancelled this task: the tool raised it
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - whatever a tool raises is recorded
             return self._failed(call_id, name, error)
         finally:
             CALL.reset(token)
@@ -110,7 +116,7 @@ class RecordingToolset(WrapperToolset[Any]):
             raise ToolResultInvalid(f"The tool {name!r} returned more than {self.max_result_bytes} bytes.")
         return entry
 
-    def _failed(self, call_id: str, name: str, error: Exception) -> Any:
+    def _failed(self, call_id: str, name: str, error: BaseException) -> Any:
         """The tool raised, or returned what can't be recorded: the run ends, or the model is told."""
         if isinstance(error, ToolResultInvalid):
             failure = ToolFailure(name, error.code, error.message)

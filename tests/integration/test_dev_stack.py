@@ -12,7 +12,9 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import httpx
 import pytest
 import redis
 
@@ -346,3 +348,47 @@ def test_no_password_is_on_a_command_line() -> None:
     for service in (worker_service(url, "agents"), api_service(url), flower_service(url)):
         assert service.env["DURABLE_REDIS_URL"] == url
         assert not any("hunter2" in argument for argument in service.argv)
+
+
+@pytest.fixture
+def running_dev(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
+    """`durable dev` with the example's agents in an empty folder, and the table of addresses that it printed."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DURABLE_")}
+    with subprocess.Popen(
+        [sys.executable, "-m", "durable.cli", "dev", "--port", "0"],
+        cwd=tmp_path,
+        env={**environment, "DURABLE_AGENTS": "examples.agents", "COLUMNS": "200"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        seen = []
+        for line in process.stdout:
+            seen.append(line)
+            if line.startswith("Stop:"):
+                break
+        assert seen[-1].startswith("Stop:"), "".join(seen)
+        rows = [line.strip("│\n ").split("│") for line in seen if line.startswith("│")]
+        yield process, {title.strip(): value.strip() for title, value in rows}
+        process.kill()
+
+
+def test_durable_dev_serves_at_the_addresses_it_prints_and_leaves_nothing(
+    running_dev: tuple[subprocess.Popen[str], dict[str, str]], tmp_path: Path
+) -> None:
+    process, addresses = running_dev
+    assert process.poll() is None
+    assert addresses["Agents"]
+    redis_url = addresses["Redis"].split()[0]
+    for address in (addresses["API docs"], addresses["API"] + "/readyz", addresses["Flower"] + "/healthcheck"):
+        assert httpx.get(address, trust_env=False).is_success
+    with redis.Redis.from_url(redis_url) as client:
+        client.set("kept", "over a restart")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(DEADLINE) == 0
+    for address in (addresses["API"], addresses["Flower"], redis_url):
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((LOOPBACK, urlsplit(address).port or 0))
+    with PrivateRedis(tmp_path / ".durable" / "redis") as server, redis.Redis.from_url(server.url) as client:
+        assert client.get("kept") == b"over a restart"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -17,6 +18,8 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from durable.settings import Settings
 
@@ -238,3 +241,22 @@ def test_the_image_runs_the_versions_that_were_tested() -> None:
         return set(re.findall(r"^[A-Za-z0-9._-]+==\S+", (ROOT / lock).read_text(), flags=re.MULTILINE))
 
     assert pins("requirements-image.lock") <= pins("requirements.lock")
+
+
+def test_the_lock_satisfies_what_the_project_asks_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    asked = [
+        *project["project"]["dependencies"],
+        *(text for extra in project["project"]["optional-dependencies"].values() for text in extra),
+        *(text for group in project["dependency-groups"].values() for text in group),
+        *project["build-system"]["requires"],
+    ]
+    text = (ROOT / "requirements.lock").read_text()
+    locked = {
+        canonicalize_name(name): version
+        for name, version in re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", text, flags=re.MULTILINE)
+    }
+    for requirement in map(Requirement, asked):
+        version = locked.get(canonicalize_name(requirement.name))
+        assert version is not None, f"run `make lock`: {requirement.name} is missing"
+        assert requirement.specifier.contains(version), f"run `make lock`: {requirement}, not {version}"

@@ -1,0 +1,70 @@
+"""The browser's own `EventSource` (as the npm package has it) reads a run over a network that breaks."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from tests.acceptance.cutting_proxy import CuttingProxy
+from tests.caller import Caller, said
+
+FOLDER: Final = Path(__file__).parent / "event_source"
+
+
+@pytest.fixture(scope="session")
+def node() -> str:
+    """The program `node`, with the packages of the reader installed."""
+    program, installer = shutil.which("node"), shutil.which("npm")
+    if program is None or installer is None:
+        if os.environ.get("CI"):
+            pytest.fail("Node.js is missing; this test must run where CI is set")
+        pytest.skip("Node.js with npm is not installed")
+    installed, lock = FOLDER / "node_modules" / ".package-lock.json", FOLDER / "package-lock.json"
+    if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
+        command = [installer, "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
+        subprocess.run(command, cwd=FOLDER, check=True, capture_output=True, timeout=50)
+        installed.touch()
+    return program
+
+
+def read(node: str, url: str) -> list[dict[str, Any]]:
+    """All that an `EventSource` reports until it gives up; a reader that would come back for ever fails the test."""
+    done = subprocess.run([node, "reader.mjs", url], cwd=FOLDER, capture_output=True, text=True, timeout=30, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_a_connection_that_breaks_three_times_costs_no_chunk_and_doubles_none(caller: Caller, node: str) -> None:
+    port = caller.base_url.port
+    assert port is not None
+    run_id = caller.submit("slowly 25 " + "word " * 60)
+    with CuttingProxy(port, cuts=3) as proxy:
+        events = read(node, f"{proxy.url}/v1/runs/{run_id}/chunks")
+    run = caller.look(run_id)
+    messages = [event for event in events if event["event"] == "message"]
+    assert [int(message["id"]) for message in messages] == list(range(1, run["lastSeq"] + 1))
+    chunks = [json.loads(message["data"]) for message in messages]
+    assert chunks == caller.log(run_id)
+    assert said(chunks) == "word " * 60
+
+    assert proxy.cut == 3
+    first, *later = proxy.cursors
+    assert first is None
+    assert len(later) == 4, "three times after a cut, and once to hear that nothing is left"
+    assert later == sorted({cursor for cursor in later if cursor})
+    assert later[2] < run["lastSeq"], "cut in the middle of the run"
+    assert later[3] == run["lastSeq"]
+
+
+def test_no_content_stops_a_reader_from_coming_back(caller: Caller, node: str) -> None:
+    run = caller.result("say x")
+    events = read(node, f"{caller.base_url}/v1/runs/{run['runId']}/chunks")
+    assert [event["event"] for event in events[:-2]] == ["open", *["message"] * run["lastSeq"]]
+    ended, refused = events[-2:]
+    assert (ended["event"], ended["closed"]) == ("error", False)
+    assert refused == {"event": "error", "code": 204, "closed": True}

@@ -1,0 +1,175 @@
+"""The real provider models against real event streams, through API, Celery and Redis."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, Final
+
+import pytest
+
+from tests.caller import Caller, chunks_of, frames, of_type, said
+from tests.deployment import Deployment
+from tests.provider_wire import (
+    Failure,
+    Hold,
+    ProviderWire,
+    anthropic,
+    openai_chat,
+    openai_responses,
+    text,
+    thinking,
+    tool_call,
+)
+from tests.provider_wire.models import URL_VARIABLE
+
+PROTOCOLS: Final[dict[str, Any]] = {
+    "anthropic": anthropic,
+    "openai-chat": openai_chat,
+    "openai-responses": openai_responses,
+}
+SIGNATURE: Final = "c2lnbmF0dXJl"
+each_protocol = pytest.mark.parametrize("name", PROTOCOLS)
+signing_protocols = pytest.mark.parametrize("name", ["anthropic", "openai-responses"])
+
+
+@pytest.fixture(scope="module")
+def wire() -> Iterator[ProviderWire]:
+    """One provider for the module's worker."""
+    with ProviderWire() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def provided(redis_url: str, wire: ProviderWire) -> Iterator[Caller]:
+    """Calls a deployment whose agents talk to the provider."""
+    with Deployment(redis_url, env={URL_VARIABLE: wire.base_url}, agents="tests.provider_agents") as deployment:
+        deployment.start_api()
+        deployment.start_worker()
+        with Caller(deployment.url) as caller:
+            yield caller
+
+
+@pytest.fixture(autouse=True)
+def all_replies_are_asked_for(wire: ProviderWire) -> Iterator[None]:
+    """Each test gets a provider without a past, and uses up what it scripted."""
+    wire.requests.clear()
+    yield
+    assert wire.left == 0
+
+
+@each_protocol
+def test_text_reaches_the_observer_while_the_provider_still_speaks(
+    name: str, wire: ProviderWire, provided: Caller
+) -> None:
+    hold = Hold()
+    wire.script(PROTOCOLS[name].reply(text("one ", "two ", hold, "three"), response_id="r9"))
+    run_id = provided.submit("go", name)
+    provided.wait_for_text(run_id, "one two ")
+    assert hold.reached()
+    with provided.open_stream(run_id) as response:
+        following = frames(response)
+        found = [next(following)]
+        while "two " not in said(chunks_of(found)):
+            found.append(next(following))
+        hold.release()
+        found += following
+    chunks = chunks_of(found)
+    assert said(chunks) == "one two three"
+    run = provided.ended(run_id)
+    assert run["output"] == "one two three"
+    assert [run["usage"][name] for name in ("inputTokens", "outputTokens", "totalTokens")] == [11, 7, 18]
+    [metadata] = of_type(chunks, "response-metadata")
+    assert metadata["id"] == "r9"
+    [step] = of_type(chunks, "step-finish")
+    assert step["stepResult"]["reason"] == "stop"
+
+
+@each_protocol
+def test_parallel_tool_calls_are_streamed_executed_and_answered(
+    name: str, wire: ProviderWire, provided: Caller
+) -> None:
+    protocol = PROTOCOLS[name]
+    calls = (tool_call("c1", "shout", word="ja"), tool_call("c2", "shout", word="nein"))
+    wire.script(protocol.reply(*calls), protocol.reply(text("done")))
+    run = provided.result("go", name)
+    assert run["output"] == "done"
+    chunks = provided.log(run["runId"])
+    assert [call["toolCallId"] for call in of_type(chunks, "tool-call-input-streaming-start")] == ["c1", "c2"]
+    streamed = {
+        call: "".join(d["argsTextDelta"] for d in of_type(chunks, "tool-call-delta") if d["toolCallId"] == call)
+        for call in ("c1", "c2")
+    }
+    assert {call: json.loads(args) for call, args in streamed.items()} == {
+        "c1": {"word": "ja"},
+        "c2": {"word": "nein"},
+    }
+    assert [(call["toolCallId"], call["args"]) for call in of_type(chunks, "tool-call")] == [
+        ("c1", {"word": "ja"}),
+        ("c2", {"word": "nein"}),
+    ]
+    results = {call["toolCallId"]: call["result"] for call in of_type(chunks, "tool-result")}
+    assert results == {"c1": "JA!", "c2": "NEIN!"}
+    _, second = wire.bodies(protocol.PATH)
+    assert all(result in json.dumps(second) for result in results.values())
+
+
+@signing_protocols
+def test_thinking_is_told_and_its_signature_goes_back_unchanged(
+    name: str, wire: ProviderWire, provided: Caller
+) -> None:
+    protocol = PROTOCOLS[name]
+    first = protocol.reply(thinking("Hm", "…", signature=SIGNATURE), tool_call("c1", "shout", word="ja"))
+    wire.script(first, protocol.reply(text("done")))
+    run = provided.result("go", name)
+    assert run["status"] == "completed"
+    chunks = provided.log(run["runId"])
+    assert "".join(delta["text"] for delta in of_type(chunks, "reasoning-delta")) == "Hm…"
+    assert [found["signature"] for found in of_type(chunks, "reasoning-signature")] == [SIGNATURE]
+    _, second = wire.bodies(protocol.PATH)
+    assert SIGNATURE in json.dumps(second)
+
+
+@each_protocol
+def test_an_error_in_mid_stream_fails_the_run_and_keeps_the_text(
+    name: str, wire: ProviderWire, provided: Caller
+) -> None:
+    wire.script(PROTOCOLS[name].reply(text("so ", "far"), failure=Failure("hunter2")))
+    run = provided.result("go", name)
+    assert (run["status"], run["error"]["code"]) == ("failed", "model_error")
+    chunks = provided.log(run["runId"])
+    assert said(chunks) == "so far"
+    assert "hunter2" not in json.dumps([run, chunks])
+
+
+@each_protocol
+def test_a_connection_cut_in_mid_stream_fails_the_run_and_keeps_the_text(
+    name: str, wire: ProviderWire, provided: Caller
+) -> None:
+    wire.script(PROTOCOLS[name].reply(text("so ", "far"), drop=True))
+    run = provided.result("go", name)
+    assert (run["status"], run["error"]["code"]) == ("failed", "model_error")
+    assert said(provided.log(run["runId"])) == "so far"
+
+
+@each_protocol
+def test_a_provider_that_is_busy_is_asked_again(name: str, wire: ProviderWire, provided: Caller) -> None:
+    protocol = PROTOCOLS[name]
+    wire.script(protocol.rate_limited(), protocol.reply(text("at last")))
+    run = provided.result("go", name)
+    assert run["output"] == "at last"
+    assert len(wire.bodies(protocol.PATH)) == 2
+    assert [step["stepResult"]["reason"] for step in of_type(provided.log(run["runId"]), "step-finish")] == ["stop"]
+
+
+@each_protocol
+def test_a_cancel_hangs_up_on_the_provider(name: str, wire: ProviderWire, provided: Caller) -> None:
+    hold = Hold()
+    wire.script(PROTOCOLS[name].reply(text("one ", hold, "two")))
+    run_id = provided.submit("go", name)
+    provided.wait_for_text(run_id, "one ")
+    assert provided.post(f"/v1/runs/{run_id}/cancel").status_code == 202
+    assert provided.ended(run_id)["status"] == "cancelled"
+    [request] = wire.requests
+    assert request.abandoned.wait(10)
+    hold.release()
