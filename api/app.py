@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -17,9 +18,9 @@ from durable.errors import StoreUnavailable
 from durable.settings import Settings
 from durable.store import Store
 
-from . import agents, health, problems, runs
+from . import agents, health, inside, problems, runs
 from .body_limit import BodyLimit
-from .closing import Closing
+from .closing import on_stop_signals
 from .documentation import Documented
 
 DESCRIPTION = """
@@ -40,14 +41,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         found = settings or Settings()
-        closing = app.state.closing = Closing()
         definitions = _hosted(found)
         async with Backend(Store.of(found), found, definitions) as backend:
             app.state.backend = backend
+            # All that importing has made stays: the collector need not walk it for each thousand chunks of a replay.
+            gc.freeze()
             announcing = asyncio.create_task(_announce(backend.announcements, definitions))
-            with closing.on_signals():
+            with on_stop_signals(backend.hub.dismiss):
                 yield
-            closing.begin()
+            backend.hub.dismiss()
             announcing.cancel()
 
     app = Documented(
@@ -58,7 +60,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.add_middleware(BodyLimit, max_bytes=(settings or Settings()).max_body_bytes)
     problems.install(app)
-    for module in (runs, agents, health):
+    for module in (runs, inside, agents, health):
         app.include_router(module.router)
     return app
 

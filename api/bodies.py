@@ -50,6 +50,10 @@ class SubmitBody(Wire):
     model_settings: Annotated[dict[str, Any] | None, Field(description="Pydantic AI model settings.")] = None
     usage_limits: Annotated[dict[str, Any] | None, Field(description="Pydantic AI usage limits.")] = None
     max_steps: Annotated[int | None, Field(description="Model requests, at most.", ge=1, le=1000)] = None
+    retries: Annotated[
+        int | None,
+        Field(description="How often in a row it is tried again when the model's provider fails.", ge=0, le=100),
+    ] = None
     deps: Annotated[Any, Field(description="JSON for the agent's dependencies.")] = None
 
     def request(self) -> RunRequest:

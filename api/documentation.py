@@ -57,12 +57,49 @@ RUN: Final[dict[str, Any]] = {
     "links": {
         "self": "/v1/runs/6mUYXuWMuVhRIctqrwgGLg",
         "chunks": "/v1/runs/6mUYXuWMuVhRIctqrwgGLg/chunks",
+        "messages": "/v1/runs/6mUYXuWMuVhRIctqrwgGLg/messages",
+        "diagnosis": "/v1/runs/6mUYXuWMuVhRIctqrwgGLg/diagnosis",
         "cancel": "/v1/runs/6mUYXuWMuVhRIctqrwgGLg/cancel",
     },
 }
 _BEGUN: Final = {"agent", "runId", "createdAt", "metadata", "links"}
 NEW_RUN: Final = {**{k: v for k, v in RUN.items() if k in _BEGUN}, "status": "queued", "attempt": 0, "lastSeq": 0}
 RUNS: Final = {"runs": [{k: v for k, v in RUN.items() if k != "output"}], "next": "1795507200000.1"}
+MESSAGES: Final = {
+    "messages": [
+        {"role": "user", "content": "What is the weather in Basel?"},
+        {
+            "role": "assistant",
+            "content": "",
+            "toolCalls": [{"toolCallId": "call-1", "toolName": "forecast", "args": {"city": "Basel"}}],
+        },
+        {
+            "role": "tool",
+            "content": "",
+            "toolResults": [{"toolCallId": "call-1", "toolName": "forecast", "result": "7 degrees, dry"}],
+        },
+        {"role": "assistant", "content": "It is 7 degrees and dry in Basel."},
+    ]
+}
+DIAGNOSIS: Final = {
+    "runId": "6mUYXuWMuVhRIctqrwgGLg",
+    "agent": "weather",
+    "status": "queued",
+    "reason": "no_worker",
+    "summary": "It waits: no live worker serves the agent 'weather'.",
+    "facts": [
+        {
+            "code": "queued",
+            "message": "It was submitted 12.3 s ago.",
+            "details": {"since": "2026-11-24T08:00:00.000Z"},
+        },
+        {
+            "code": "workers",
+            "message": "No live worker serves 'weather'. Start one that has this agent.",
+            "details": {"count": 0},
+        },
+    ],
+}
 AGENTS: Final = {
     "agents": [
         {

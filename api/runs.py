@@ -1,4 +1,4 @@
-"""The door for runs: submit, look, list, follow, cancel."""
+"""The door for runs: submit, look, list, follow, cancel, retry."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from fastapi import APIRouter, Header, Query, Request, Response
 
 from durable.backend import Backend
 from durable.conversation import read_conversation
+from durable.diagnosis import views
 from durable.errors import InvalidRequest
 from durable.journal import Entry, read
 from durable.runs import NewRun, RunRecord
 from durable.views import ChunkPage, RunPage, RunStatus, RunView
 
 from .bodies import CancelBody, SubmitBody
-from .dependencies import TheBackend, TheClosing
+from .dependencies import TheBackend
 from .documentation import CHUNKS_RESPONSES, NEW_RUN, RUN, RUNS, errors, example, known
 from .sse import event_stream
 
@@ -27,11 +28,19 @@ router = APIRouter(prefix="/v1", tags=["runs"])
 _CURSOR: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
 
 
-def view(record: RunRecord) -> RunView:
-    """A run with its links."""
-    path = f"/v1/runs/{record.run_id}"
-    links = {"self": path, "chunks": f"{path}/chunks", "cancel": f"{path}/cancel"}
-    return record.view().model_copy(update={"links": links})
+def linked(view: RunView) -> RunView:
+    """A run with its links. Only one that can be retried has the link for it."""
+    path = f"/v1/runs/{view.run_id}"
+    names = ["chunks", "messages", "diagnosis", "cancel"]
+    if view.status in {RunStatus.FAILED, RunStatus.CANCELLED}:
+        names.append("retry")
+    return view.model_copy(update={"links": {"self": path, **{name: f"{path}/{name}" for name in names}}})
+
+
+async def look(backend: Backend, run_id: str) -> RunView:
+    """A run as it is now; one that waits for a worker says so when there is none."""
+    [view] = await views(backend.announcements, [await backend.runs.get(run_id)])
+    return linked(view)
 
 
 def as_json(body: RunView | RunPage, status: int = 200, **headers: str) -> Response:
@@ -79,7 +88,7 @@ async def submit(
     record, created = await backend.runs.create(new)
     if created:
         await backend.dispatch(record)
-    return as_json(view(record), 202 if created else 200, Location=f"/v1/runs/{record.run_id}")
+    return as_json(linked(record.view()), 202 if created else 200, Location=f"/v1/runs/{record.run_id}")
 
 
 @router.get(
@@ -98,7 +107,8 @@ async def list_runs(
 ) -> Response:
     """Newest first, without their outputs."""
     records, following = await backend.runs.page(status=status or "", agent=agent, limit=limit, cursor=cursor)
-    return as_json(RunPage(runs=[view(record) for record in records], next=following))
+    shown = await views(backend.announcements, records)
+    return as_json(RunPage(runs=[linked(view) for view in shown], next=following))
 
 
 @router.get(
@@ -109,7 +119,7 @@ async def list_runs(
 )
 async def get_run(run_id: str, backend: TheBackend) -> Response:
     """Its state, and when it has ended its output or error."""
-    return as_json(view(await backend.runs.get(run_id)))
+    return as_json(await look(backend, run_id))
 
 
 @router.post(
@@ -126,7 +136,31 @@ async def cancel_run(run_id: str, backend: TheBackend, body: CancelBody | None =
     body = body or CancelBody()
     await backend.runs.get(run_id)
     requested = await backend.runs.cancel(run_id, reason=body.reason, actor=body.actor)
-    return as_json(view(await backend.runs.get(run_id)), 202 if requested else 200)
+    return as_json(await look(backend, run_id), 202 if requested else 200)
+
+
+@router.post(
+    "/runs/{run_id}/retry",
+    status_code=202,
+    response_model=RunView,
+    summary="Retry a run",
+    responses=example(202, {**NEW_RUN, "retryOf": "hZ7dF0Qy4o2m1x3PpTnYQg"})
+    | known("The same request was made before; this is its run.", RunView, retryOf="hZ7dF0Qy4o2m1x3PpTnYQg")
+    | errors(400, 404, 409, 410, 503),
+)
+async def retry_run(
+    run_id: str,
+    backend: TheBackend,
+    idempotency_key: Annotated[
+        str | None, Header(min_length=1, max_length=255, description="Makes it safe to repeat.")
+    ] = None,
+) -> Response:
+    """Starts a new run where a failed or cancelled one stopped: from its last completed model response, with what its
+    tools returned. The old run stays as it is."""
+    record, created = await backend.runs.retry(run_id, idempotency_key=idempotency_key)
+    if created:
+        await backend.dispatch(record)
+    return as_json(linked(record.view()), 202 if created else 200, Location=f"/v1/runs/{record.run_id}")
 
 
 @router.get(
@@ -139,7 +173,6 @@ async def get_chunks(
     request: Request,
     run_id: str,
     backend: TheBackend,
-    closing: TheClosing,
     after: Annotated[str, Query(description="The cursor: the seq of the last chunk that the reader has.")] = "0",
     limit: Annotated[int, Query(ge=1, le=1000, description="JSON only.")] = 200,
     wait: Annotated[float, Query(ge=0, le=30, description="JSON only: seconds to wait for news.")] = 0,
@@ -152,7 +185,7 @@ async def get_chunks(
     if "text/event-stream" in request.headers.get("accept", ""):
         if record.status.ended and cursor == record.last_seq:
             return Response(status_code=204)
-        return event_stream(backend.observer.pages(run_id, cursor), closing)
+        return event_stream(backend.observer, run_id, cursor)
     entries = await read(backend.store, run_id, cursor, limit=limit)
     if not entries and wait and not record.status.ended:
         entries = await _first_page(backend, run_id, cursor, wait)

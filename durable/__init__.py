@@ -25,7 +25,16 @@ if TYPE_CHECKING:
     from durable.fold import Folder, fold_text
     from durable.settings import Settings
     from durable.tools import ToolContext, emit, emit_sync, tool_context
-    from durable.views import AgentView, ChunkPage, PendingCall, RunPage, RunStatus, RunView
+    from durable.views import (
+        AgentView,
+        ChunkPage,
+        Diagnosis,
+        MessageView,
+        PendingCall,
+        RunPage,
+        RunStatus,
+        RunView,
+    )
 
 _HOMES = {
     "AgentView": "durable.views",
@@ -33,10 +42,12 @@ _HOMES = {
     "Chunk": "durable.chunks",
     "ChunkPage": "durable.views",
     "Client": "durable.client",
+    "Diagnosis": "durable.views",
     "DurableAgent": "durable.agents",
     "DurableError": "durable.errors",
     "EventedAgent": "durable.agents",
     "Folder": "durable.fold",
+    "MessageView": "durable.views",
     "PendingCall": "durable.views",
     "RunHandle": "durable.agents",
     "RunInfo": "durable.definition",
@@ -60,10 +71,12 @@ __all__ = [
     "Chunk",
     "ChunkPage",
     "Client",
+    "Diagnosis",
     "DurableAgent",
     "DurableError",
     "EventedAgent",
     "Folder",
+    "MessageView",
     "PendingCall",
     "RunHandle",
     "RunInfo",

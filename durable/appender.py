@@ -250,9 +250,11 @@ class RunWriter:
     def acknowledge(self, reply: Any) -> None:
         """Take the answer to the batch under way."""
         batch, self.under_way = self.under_way, None
+        verdict = text(reply[0])
+        if verdict == "fenced":
+            log.warning("run %s: a write of attempt %d was refused", self.lease.run_id, self.lease.token)
         if batch is None:
             return
-        verdict = text(reply[0])
         if verdict in {"fenced", "gap"}:
             self.under_way = batch
             self.fail(LeaseLost())

@@ -12,13 +12,13 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from redis.exceptions import NoScriptError, RedisError
 
-from durable.scripts import CLAIM, RELEASE, RENEW
+from durable.scripts import CLAIM, RELEASE, RENEW, Arg
 from durable.settings import Settings
 from durable.store import Store, text
 
@@ -54,7 +54,7 @@ class Lease:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a run could not be claimed: `held`, `unknown`, `foreign`, `suspended` or `ended`."""
+    """Why a run could not be claimed: `held`, `early`, `unknown`, `foreign`, `suspended` or `ended`."""
 
     reason: str
 
@@ -87,18 +87,26 @@ async def claim(
     return Lease(run_id, int(reply[1]), int(reply[2]), begun + settings.lease_seconds, int(reply[3]))
 
 
-async def release(store: Store, lease: Lease, *, wake_after: float) -> bool:
+async def release(
+    store: Store, lease: Lease, *, wake_after: float, held: bool = False, fields: Mapping[str, Arg] | None = None
+) -> bool:
     """Hand a run back to the queue; False when the lease was lost before.
 
     Args:
         store: Where the run is.
         lease: The claim to give up.
         wake_after: Seconds after which a lost wake-up is repeated.
+        held: Whether nobody may claim it before that.
+        fields: Kept in the run's record.
 
     Raises:
         StoreUnavailable: Redis does not answer; the lease then simply runs out.
     """
-    return bool(await store.run(RELEASE, *_release_call(store, lease, wake_after)))
+    names, args = _release_call(store, lease, wake_after)
+    args.append("1" if held else "0")
+    for item in (fields or {}).items():
+        args += item
+    return bool(await store.run(RELEASE, names, args))
 
 
 def _release_call(store: Store, lease: Lease, wake_after: float) -> tuple[list[str], list[Any]]:

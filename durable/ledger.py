@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, TypeAdapter
 from pydantic_ai.exceptions import ModelRetry, ToolFailed
 from pydantic_ai.messages import ToolReturn, ToolReturnContent, ToolReturnPart
 
@@ -20,7 +20,10 @@ from durable.errors import LedgerCorrupt, ToolResultInvalid
 STARTED: Final = b'{"kind":"started"}'
 
 _RETURN: TypeAdapter[Any] = TypeAdapter(ToolReturn)
-_CONTENT: TypeAdapter[Any] = TypeAdapter(ToolReturnContent)
+# As Pydantic AI shows bytes to the model.
+_CONTENT: TypeAdapter[Any] = TypeAdapter(
+    ToolReturnContent, config=ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def encode(outcome: Outcome) -> bytes:
     try:
         data: bytes = adapter.dump_json(outcome.value)
         if kind == b"content" and _as_seen(_CONTENT.validate_json(data)) != _as_seen(outcome.value):
-            # Raw bytes, NaN and the like: JSON has no such values. What the model sees of them is text.
+            # NaN and the like: JSON has no such values. What the model sees of them is text.
             data = orjson.dumps(_as_seen(outcome.value))
     except Exception as error:
         raise ToolResultInvalid from error

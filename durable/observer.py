@@ -37,6 +37,8 @@ class _Follower:
         self.heard: deque[Entry] = deque()
         self.highest = 0
         self._stirred = asyncio.Event()
+        self._doubt = True
+        self._lapsed = False
 
     def hear(self, entry: Entry) -> None:
         self.highest = entry.last
@@ -46,17 +48,53 @@ class _Follower:
         self._stirred.set()
 
     def stir(self) -> None:
+        self._doubt = True
         self._stirred.set()
 
-    async def wait(self) -> None:
-        await self._stirred.wait()
+    def doubts(self) -> bool:
+        """Whether the log may have what was not heard. Asking settles it: who asks looks."""
+        doubt, self._doubt = self._doubt, False
+        return doubt
+
+    def take(self, cursor: int) -> list[Entry]:
+        """What was heard, as far as it follows the cursor without a gap."""
+        page: list[Entry] = []
+        while self.heard:
+            if self.heard[0].first > cursor + 1:
+                self._doubt = True  # something was not heard
+                break
+            rest = self.heard.popleft().after(cursor)
+            if rest is not None:
+                page.append(rest)
+                cursor = rest.last
+        return page
+
+    async def wait(self, seconds: float | None) -> bool:
+        """Wait for news; False when there were none for so long."""
+        self._lapsed = False
+        timer = None if seconds is None else asyncio.get_running_loop().call_later(seconds, self._lapse)
+        try:
+            await self._stirred.wait()
+        finally:
+            if timer is not None:
+                timer.cancel()
         self._stirred.clear()
+        return not self._lapsed
+
+    def _lapse(self) -> None:
+        self._lapsed = True
+        self._stirred.set()
 
 
 class Hub:
-    """What all readers of a process listen with: one pub/sub connection. Belongs to one event loop."""
+    """What all readers of a process listen with: one pub/sub connection. Belongs to one event loop.
+
+    Attributes:
+        dismissed: Whether all readers are to end where they are.
+    """
 
     def __init__(self, store: Store) -> None:
+        self.dismissed = False
         self._store = store
         self._followers: dict[str, set[_Follower]] = {}
         self._names: dict[str, str] = {}
@@ -74,6 +112,11 @@ class Hub:
         if self._pubsub is not None:
             await close_pubsub(self._pubsub)
 
+    def dismiss(self) -> None:
+        """Let all readers end where they are, and those that are still to come. To be called in the event loop."""
+        self.dismissed = True
+        self._stir_all()
+
     async def follow(self, run_id: str) -> _Follower:
         """Listen to a run, until `leave`.
 
@@ -85,14 +128,8 @@ class Hub:
         self._names[channel] = run_id
         self._followers.setdefault(channel, set()).add(follower)
         try:
-            # One subscribe at a time: redis-py opens a connection for each of two concurrent ones.
-            async with self._lock, self._store.guard():
-                if self._pubsub is None:
-                    await self._connect()
-                elif channel not in self._subscribed:
-                    await self._pubsub.subscribe(channel)
-                    self._subscribed.add(channel)
-                self._start()
+            # A reader that is cancelled must not break off in a command: that costs the connection, and all are on it.
+            await asyncio.shield(self._subscribe(channel))
         except BaseException:
             await self.leave(run_id, follower)
             raise
@@ -106,6 +143,19 @@ class Hub:
         if followers or channel not in self._followers:
             return
         del self._followers[channel], self._names[channel]
+        await asyncio.shield(self._unsubscribe(channel))
+
+    async def _subscribe(self, channel: str) -> None:
+        # One subscribe at a time: redis-py opens a connection for each of two concurrent ones.
+        async with self._lock, self._store.guard():
+            if self._pubsub is None:
+                await self._connect()
+            elif channel not in self._subscribed:
+                await self._pubsub.subscribe(channel)
+                self._subscribed.add(channel)
+            self._start()
+
+    async def _unsubscribe(self, channel: str) -> None:
         try:
             async with self._lock, self._store.guard():
                 if self._pubsub is not None and channel in self._subscribed - self._followers.keys():
@@ -204,10 +254,15 @@ class Observer:
         self._runs = runs
         self._hub = hub
 
-    async def pages(self, run_id: str, after: int = 0) -> AsyncGenerator[list[Entry]]:
+    async def pages(self, run_id: str, after: int = 0, *, silence: float | None = None) -> AsyncGenerator[list[Entry]]:
         """All entries that follow a cursor, as soon as they are written; those that are there together come together.
 
-        Ends after the final chunk.
+        Ends after the final chunk, and earlier when the hub dismisses its readers.
+
+        Args:
+            run_id: The run.
+            after: The cursor.
+            silence: Seconds without news after which an empty page comes; None for never.
 
         Raises:
             UnknownRun, RunExpired: There is no such run.
@@ -218,20 +273,21 @@ class Observer:
         try:
             await self.check(run_id, after)
             cursor = after
-            while True:
-                page = await self._next_page(run_id, cursor, follower)
+            while not self._hub.dismissed:
+                page = follower.take(cursor)
+                if not page and follower.doubts():
+                    page = await read(self._store, run_id, cursor)
+                    if page:
+                        follower.stir()  # there may be more
+                    elif await self._over(run_id, cursor, follower):
+                        return
                 if page:
                     cursor = page[-1].last
                     yield page
                     if page[-1].final:
                         return
-                    continue
-                record = await self._runs.get(run_id)
-                if record.status.ended and record.last_seq == cursor:
-                    return
-                follower.highest = cursor
-                if record.last_seq == cursor:
-                    await follower.wait()
+                elif not await follower.wait(silence):
+                    yield []
         finally:
             await self._hub.leave(run_id, follower)
 
@@ -250,16 +306,11 @@ class Observer:
             raise InvalidRequest("The cursor lies outside of the run's log.", lastSeq=record.last_seq)
         return record
 
-    async def _next_page(self, run_id: str, cursor: int, follower: _Follower) -> list[Entry]:
-        """What follows the cursor by now: what was heard as far as it fits, else what the log has."""
-        page: list[Entry] = []
-        while follower.heard:
-            entry = follower.heard[0]
-            if entry.first > cursor + 1:
-                break  # something was not heard: ask the log
-            follower.heard.popleft()
-            rest = entry.after(cursor)
-            if rest is not None:
-                page.append(rest)
-                cursor = rest.last
-        return page or await read(self._store, run_id, cursor)
+    async def _over(self, run_id: str, cursor: int, follower: _Follower) -> bool:
+        """Whether the log will never have more than what the reader has."""
+        record = await self._runs.get(run_id)
+        if record.last_seq != cursor:
+            follower.stir()
+            return False
+        follower.highest = max(follower.highest, cursor)
+        return record.status.ended

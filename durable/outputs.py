@@ -1,46 +1,133 @@
-"""An agent's output, back from JSON to the type that the agent declares."""
+"""An agent's output, to the run's record and back to the type that the agent declares.
+
+The record holds the output twice where that is needed: as JSON for everybody, and in a form that makes the same value
+of the same type again. The second form is only kept if it was seen to do so when it was written.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Union, get_type_hints
+from collections.abc import Iterator, Mapping, Sequence
+from types import UnionType
+from typing import Any, Final, Union, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.output import NativeOutput, PromptedOutput, TextOutput, ToolOutput
+from pydantic_core import from_json, to_json
 
 from durable.chunks.base import Json
+from durable.translate import to_json_value
+
+_VALUE: Final = "output"
+_TYPE: Final = "outputType"
+_EXACT: Final = "outputExact"
 
 
-def restore_output(agent: AbstractAgent[Any, Any], value: Json) -> Any:
-    """The output as the agent itself would return it; the JSON value where its type can't be told."""
-    types = tuple(_types(agent.output_type))
-    if not types or Any in types:
+def output_fields(agent: AbstractAgent[Any, Any], output: Any) -> dict[str, bytes | str]:
+    """The fields of a run's record that hold an output.
+
+    Args:
+        agent: The agent that made it.
+        output: What it returned; any value.
+    """
+    value = to_json(to_json_value(output))
+    fields: dict[str, bytes | str] = {_VALUE: value}
+    if type(output) is str:
+        return fields
+    # The type's own entry before those that it would fit as well.
+    for kind in sorted(_types(agent.output_type), key=lambda kind: kind is not type(output)):
+        exact = _exact(kind, output)
+        if exact is not None:
+            fields[_TYPE] = _name(kind)
+            if exact != value:
+                fields[_EXACT] = exact
+            break
+    return fields
+
+
+def restore_output(agent: AbstractAgent[Any, Any], fields: Mapping[str, bytes]) -> Any:
+    """The output as the agent itself would return it; the JSON value where its type can't be told.
+
+    Args:
+        agent: The agent, as this process knows it.
+        fields: The run's record.
+    """
+    data = fields.get(_VALUE)
+    if data is None:
+        return None
+    kinds = list(_types(agent.output_type))
+    name = fields.get(_TYPE, b"").decode()
+    for kind in kinds:
+        if _name(kind) == name:
+            try:
+                return _read(kind, fields.get(_EXACT, data))
+            except ValidationError:  # the type has changed since
+                break
+    return _likely(kinds, from_json(data))
+
+
+def _likely(kinds: Sequence[Any], value: Json) -> Any:
+    """The value as the type that it fits best."""
+    if not kinds or Any in kinds or (isinstance(value, str) and str in kinds):
         return value
+    union: Any = Union[tuple(kinds)]  # noqa: UP007 - the members are not known here
     try:
-        union: Any = Union[types]  # noqa: UP007 - the members are not known here
-        return TypeAdapter(union).validate_python(value)
+        return TypeAdapter(union).validate_json(to_json(value))
     except ValidationError:
         return value
+
+
+def _exact(kind: Any, output: Any) -> bytes | None:
+    """The JSON that this type makes the very same value of; None when there is none."""
+    try:
+        data = TypeAdapter(kind).dump_json(output, by_alias=False, round_trip=True, warnings="error")
+        again = _read(kind, data)
+    except Exception:  # noqa: BLE001 - validators and serializers are the user's own
+        return None
+    return data if type(again) is type(output) and again == output else None
+
+
+def _read(kind: Any, data: bytes) -> Any:
+    return TypeAdapter(kind).validate_json(data, by_alias=False, by_name=True)
+
+
+def _name(kind: Any) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}" if isinstance(kind, type) and not get_args(kind) else repr(kind)
 
 
 def _types(spec: Any) -> Iterator[Any]:
     """The types that an output specification may produce."""
     match spec:
-        case ToolOutput():
-            yield from _types(spec.output)
-        case NativeOutput() | PromptedOutput():
-            yield from _types(spec.outputs)
-        case TextOutput():
-            yield from _types(spec.output_function)
+        case ToolOutput() | NativeOutput() | PromptedOutput() | TextOutput():
+            yield from _types(_marked(spec))
         case str() | bytes():
             return
         case Sequence():
             for item in spec:
                 yield from _types(item)
-        case type():
-            yield spec
-        case _ if callable(spec) and hasattr(spec, "__annotations__"):
-            yield get_type_hints(spec).get("return", Any)
+        case _ if get_origin(spec) in (Union, UnionType):
+            for item in get_args(spec):
+                yield from _types(item)
+        case _ if callable(spec) and not isinstance(spec, type) and hasattr(spec, "__annotations__"):
+            yield from _types(_returned(spec))
         case _:
             yield spec
+
+
+def _marked(marker: Any) -> Any:
+    """What a marker marks."""
+    match marker:
+        case ToolOutput():
+            return marker.output
+        case TextOutput():
+            return marker.output_function
+        case _:
+            return marker.outputs
+
+
+def _returned(function: Any) -> Any:
+    """What a function says that it returns; anything when it does not say."""
+    try:
+        return get_type_hints(function).get("return", Any)
+    except Exception:  # noqa: BLE001 - annotations may name what is not there at run time
+        return Any

@@ -164,6 +164,68 @@ class ChunkPage(Wire):
     final: bool
 
 
+class MessageView(Wire):
+    """One message of a run's conversation.
+
+    Attributes:
+        role: `system`, `user`, `assistant` (the model), or `tool` (what its calls came to).
+        content: Text; a list of text and other user content where there is more than text.
+        tool_calls: What the model called, as in the payload of `tool-call`.
+        tool_results: What the calls came to, as in the payload of `tool-result` or `tool-error`.
+    """
+
+    role: str
+    content: str | list[Json] = ""
+    tool_calls: list[dict[str, Json]] | None = Field(None, exclude_if=_absent)
+    tool_results: list[dict[str, Json]] | None = Field(None, exclude_if=_absent)
+
+
+class MessagePage(Wire):
+    """A run's conversation, oldest message first."""
+
+    messages: list[MessageView]
+
+
+class ModelMessagePage(Wire):
+    """A run's conversation as Pydantic AI's own message JSON, oldest message first."""
+
+    messages: list[dict[str, Json]]
+
+
+class Fact(Wire):
+    """Something that is so.
+
+    Attributes:
+        code: What kind of fact, for programs.
+        message: The fact as a sentence.
+        details: Its figures and moments.
+    """
+
+    code: str
+    message: str
+    details: dict[str, Json] | None = Field(None, exclude_if=_absent)
+
+
+class Diagnosis(Wire):
+    """Why a run stands where it stands.
+
+    Attributes:
+        run_id: The run.
+        agent: The name of its agent.
+        status: Its state.
+        reason: Why it makes no progress, for programs; `executing` when it does, the state itself when it has ended.
+        summary: The same as one sentence.
+        facts: What else there is to know, the most telling first.
+    """
+
+    run_id: str
+    agent: str
+    status: RunStatus
+    reason: str
+    summary: str
+    facts: list[Fact]
+
+
 class ToolView(Wire):
     """A tool of an agent. `parameters` is a JSON schema."""
 

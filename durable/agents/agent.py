@@ -69,6 +69,7 @@ class DurableAgent:
         model_settings: ModelSettings | None = None,
         usage_limits: UsageLimits | None = None,
         max_steps: int | None = None,
+        retries: int | None = None,
         deps: Json = None,
     ) -> RunHandle:
         """Start a run and return at once. The run goes on whatever happens to the caller.
@@ -84,6 +85,7 @@ class DurableAgent:
             model_settings: As of the bare agent.
             usage_limits: As of the bare agent.
             max_steps: Model requests, at most; default: the agent's.
+            retries: How often in a row it is tried again when the model's provider fails; default: 0.
             deps: JSON for the agent's `deps_factory` or `deps_type`.
 
         Raises:
@@ -100,6 +102,7 @@ class DurableAgent:
                 model_settings=None if model_settings is None else dict(model_settings),
                 usage_limits=None if usage_limits is None else limits_to_json(usage_limits),
                 max_steps=max_steps,
+                retries=retries,
                 deps=deps,
             )
             request.to_json()

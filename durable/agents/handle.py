@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from durable.backend import Backend
 from durable.checkpoint import decode_messages
 from durable.chunks import Chunk, Usage
 from durable.conversation import read_conversation
+from durable.diagnosis import views
 from durable.errors import RunCancelled, RunFailed
 from durable.outputs import restore_output
 from durable.runs import RunRecord
@@ -64,7 +65,9 @@ class RunHandle:
             UnknownRun, RunExpired: There is no such run.
             StoreUnavailable: Redis does not answer.
         """
-        return (await self._backend.runs.get(self.run_id)).view()
+        record = await self._backend.runs.get(self.run_id)
+        [view] = await views(self._backend.announcements, [record])
+        return view
 
     def observe(self, offset: int = 0) -> AsyncGenerator[Chunk]:
         """The run's chunks, from the start or after the first `offset`, as they are written; ends with the run.
@@ -91,14 +94,14 @@ class RunHandle:
             raise RunCancelled(self.run_id, "run_cancelled", "The run was cancelled.")
         if view.error is not None:
             raise RunFailed(self.run_id, view.error.code, view.error.message)
-        history = read_conversation(await self._backend.runs.request(self.run_id)).history
-        messages = decode_messages(history, await self._backend.runs.checkpoints(self.run_id))
+        conversation = read_conversation(await self._backend.runs.request(self.run_id))
+        messages = decode_messages(conversation.history, await self._backend.runs.checkpoints(self.run_id))
         return RunResult(
             run_id=self.run_id,
-            output=restore_output(self._agent, view.output),
+            output=restore_output(self._agent, record.fields),
             usage=view.usage or Usage(),
             messages=tuple(messages),
-            new_from=len(history),
+            new_from=self._first_new(messages, resumed=conversation.prompt is None),
         )
 
     async def cancel(self, reason: str | None = None) -> bool:
@@ -110,6 +113,18 @@ class RunHandle:
             StoreUnavailable: Redis does not answer.
         """
         return await self._backend.runs.cancel(self.run_id, reason=reason)
+
+    def _first_new(self, messages: Sequence[ModelMessage], *, resumed: bool) -> int:
+        """Where the run's own messages begin: Pydantic AI marks them with the run's id. How many came before does not
+        tell it, as history processors may drop some.
+
+        Args:
+            messages: The whole conversation.
+            resumed: Whether the request that the run began with was given to it; it is marked, but not new.
+        """
+        own = f"{self.run_id}."
+        first = next((i for i, message in enumerate(messages) if (message.run_id or "").startswith(own)), len(messages))
+        return first + 1 if resumed and first < len(messages) else first
 
     async def _ended(self) -> RunRecord:
         record = await self._backend.runs.get(self.run_id)

@@ -1,4 +1,5 @@
-"""The command line `durable`. The verbs of `runs` go over HTTP; `worker`, `api` and `dev` start processes here."""
+"""The command line `durable`. The verbs of `runs` go over HTTP; `worker`, `api` and `dev` start processes here, and
+`doctor` reads Redis itself."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from durable.cli import dev, runs, services
+from durable.cli import dev, doctor, runs, services
 
 app = typer.Typer(
     name="durable",
@@ -33,8 +34,11 @@ app.command()(runs.run)
 app.command()(runs.observe)
 app.command()(runs.runs)
 app.command()(runs.cancel)
+app.command()(runs.retry)
+app.command()(runs.why)
 app.command()(runs.agents)
 app.command()(dev.dev)
+app.command()(doctor.doctor)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(services.worker)
 app.command()(services.api)
 

@@ -17,6 +17,7 @@ class Exit(IntEnum):
     RUN_CANCELLED = 3
     REFUSED = 4  # the server said no, or this process is not set up
     UNREACHABLE = 5  # no server, or a server without its store
+    UNSOUND = 6  # `doctor` found what must not be
     INTERRUPTED = 130  # by Ctrl-C, before there was a run to leave
 
 

@@ -87,7 +87,9 @@ class Following:
 
 def come_back(run_id: str, after: int) -> str:
     """The command that goes on from there."""
-    return f"durable observe {run_id}{f' --after {after}' if after else ''}"
+    options = f" --after {after}" if after else ""
+    # An id that a caller chose may look like an option.
+    return f"durable observe{options} -- {run_id}" if run_id.startswith("-") else f"durable observe {run_id}{options}"
 
 
 def _effort(view: RunView) -> str:

@@ -1,4 +1,4 @@
-"""The verbs that talk to a server: `run`, `observe`, `runs`, `cancel` and `agents`."""
+"""The verbs that talk to a server: `run`, `observe`, `runs`, `cancel`, `retry`, `why` and `agents`."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ def run(
     *,
     run_id: Annotated[str | None, typer.Option(help="The id that the run shall have.")] = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Model requests, at most.")] = None,
+    retries: Annotated[
+        int | None, typer.Option(min=0, help="Tries in a row after the model's provider failed.")
+    ] = None,
     metadata: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Kept with the run. May be repeated.")
     ] = None,
@@ -40,15 +43,10 @@ def run(
     labels = _labels(metadata or [])
 
     async def work(client: Client) -> Exit:
-        view = await client.submit(agent, prompt, run_id=run_id, max_steps=max_steps, metadata=labels or None)
-        if detach:
-            _announce_detached(terminal, view, as_json=as_json)
-            return Exit.OK
-        if as_json:
-            terminal.note(f"run {view.run_id}")
-        else:
-            terminal.line(f"run {view.run_id}", "bold")
-        return await following.follow(client, view.run_id)
+        view = await client.submit(
+            agent, prompt, run_id=run_id, max_steps=max_steps, retries=retries, metadata=labels or None
+        )
+        return await _hand_over(client, view, terminal, None if detach else following, as_json=as_json)
 
     attend(context.obj, work, on_interrupt=following.interrupted)
 
@@ -124,6 +122,45 @@ def cancel(
     attend(context.obj, work)
 
 
+def retry(
+    context: typer.Context,
+    run_id: RunId,
+    *,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the new run.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Start a new run where a failed or cancelled one stopped, and print its id.
+
+    Exit codes: as for `run`.
+    """
+    terminal = Terminal()
+    following = Following(terminal, as_json=as_json)
+
+    async def work(client: Client) -> Exit:
+        view = await client.retry(run_id)
+        return await _hand_over(client, view, terminal, following if follow else None, as_json=as_json)
+
+    attend(context.obj, work, on_interrupt=following.interrupted)
+
+
+def why(context: typer.Context, run_id: RunId, *, as_json: AsJson = False) -> None:
+    """Explain why a run stands where it stands: what it waits for, who holds it, what became of its attempts."""
+    terminal = Terminal()
+
+    async def work(client: Client) -> Exit:
+        found = await client.diagnosis(run_id)
+        if as_json:
+            terminal.json(found.model_dump(mode="json", by_alias=True))
+        else:
+            terminal.line(f"run {found.run_id} of {found.agent}: {found.status}", "bold")
+            terminal.line(found.summary)
+            for fact in found.facts:
+                terminal.line(f"  · {fact.message}", "dim")
+        return Exit.OK
+
+    attend(context.obj, work)
+
+
 def agents(context: typer.Context, *, as_json: AsJson = False) -> None:
     """List the agents that can be asked for runs."""
     terminal = Terminal()
@@ -150,6 +187,20 @@ def _labels(pairs: list[str]) -> dict[str, str]:
             raise typer.BadParameter("it must look like KEY=VALUE", param_hint="--metadata")
         labels[key] = value
     return labels
+
+
+async def _hand_over(
+    client: Client, view: RunView, terminal: Terminal, following: Following | None, *, as_json: bool
+) -> Exit:
+    """Follow a run that was just started, or say how to."""
+    if following is None:
+        _announce_detached(terminal, view, as_json=as_json)
+        return Exit.OK
+    if as_json:
+        terminal.note(f"run {view.run_id}")
+    else:
+        terminal.line(f"run {view.run_id}", "bold")
+    return await following.follow(client, view.run_id)
 
 
 def _announce_detached(terminal: Terminal, view: RunView, *, as_json: bool) -> None:

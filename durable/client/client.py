@@ -1,4 +1,4 @@
-"""The HTTP client: submit runs, look at them, follow them, cancel them.
+"""The HTTP client: submit runs, look at them, follow them, cancel them, retry them.
 
 It needs httpx and pydantic and nothing else of this project's dependencies. Invariant: what may have reached the
 server is sent again only when that is safe, and a reader gets every chunk once, in order, whatever the network does.
@@ -24,7 +24,18 @@ from durable.client.remote import Remote
 from durable.client.subscription import Subscription
 from durable.errors import InvalidRequest, RunCancelled, RunFailed
 from durable.fold import Folder
-from durable.views import AgentPage, AgentView, ChunkPage, RunPage, RunStatus, RunView
+from durable.views import (
+    AgentPage,
+    AgentView,
+    ChunkPage,
+    Diagnosis,
+    MessagePage,
+    MessageView,
+    ModelMessagePage,
+    RunPage,
+    RunStatus,
+    RunView,
+)
 
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
 _QUICK: Final = Backoff(patience=15.0)
@@ -89,6 +100,7 @@ class Client:
         metadata: Mapping[str, Json] | None = None,
         model_settings: Mapping[str, Json] | None = None,
         max_steps: int | None = None,
+        retries: int | None = None,
         deps: Json = None,
         thread_id: str | None = None,
     ) -> RunView:
@@ -106,6 +118,7 @@ class Client:
             metadata: Kept with the run.
             model_settings: Pydantic AI's model settings for this run.
             max_steps: Model requests, at most.
+            retries: How often in a row it is tried again when the model's provider fails; 0 by default.
             deps: JSON for the agent's `deps_factory`.
             thread_id: The conversation that the run belongs to.
 
@@ -122,6 +135,7 @@ class Client:
             "metadata": metadata,
             "modelSettings": model_settings,
             "maxSteps": max_steps,
+            "retries": retries,
             "deps": deps,
             "threadId": thread_id,
         }
@@ -139,6 +153,29 @@ class Client:
             RunExpired: Its retention has passed.
         """
         return await self._server.ask("GET", f"/v1/runs/{_segment(run_id)}", RunView)
+
+    async def messages(self, run_id: str) -> list[MessageView]:
+        """The run's conversation so far, without what is under way.
+
+        Raises:
+            UnknownRun: There is none.
+            RunExpired: Its retention has passed.
+        """
+        return (await self._server.ask("GET", f"{_run_path(run_id)}/messages", MessagePage)).messages
+
+    async def model_messages(self, run_id: str) -> list[dict[str, Json]]:
+        """The same as Pydantic AI's own message JSON; its `ModelMessagesTypeAdapter.validate_python` reads it."""
+        path, params = f"{_run_path(run_id)}/messages", {"format": "pydantic-ai"}
+        return (await self._server.ask("GET", path, ModelMessagePage, params=params)).messages
+
+    async def diagnosis(self, run_id: str) -> Diagnosis:
+        """Why the run stands where it stands.
+
+        Raises:
+            UnknownRun: There is none.
+            RunExpired: Its retention has passed.
+        """
+        return await self._server.ask("GET", f"{_run_path(run_id)}/diagnosis", Diagnosis)
 
     async def runs(
         self,
@@ -246,6 +283,22 @@ class Client:
         """
         path = f"{_run_path(run_id)}/cancel"
         return await self._server.ask("POST", path, RunView, body={"reason": reason}, backoff=self._retry)
+
+    async def retry(self, run_id: str, *, idempotency_key: str | None = None) -> RunView:
+        """Start a new run where a failed or cancelled one stopped: from its last completed model response. Returns the
+        new run; it is repeated as `submit` is.
+
+        Args:
+            run_id: The ended run.
+            idempotency_key: Names this request; the same key for the same run gives the same new run.
+
+        Raises:
+            UnknownRun: There is none.
+            RunConflict: It is neither failed nor cancelled.
+        """
+        headers = {"idempotency-key": idempotency_key or secrets.token_urlsafe(24)}
+        path = f"{_run_path(run_id)}/retry"
+        return await self._server.ask("POST", path, RunView, headers=headers, backoff=self._retry)
 
 
 def _run_path(run_id: str) -> str:

@@ -1,7 +1,7 @@
 """One attempt at a run, from its claim to its end.
 
-An attempt ends in one of four ways: the run ends (completed, failed, cancelled), it is handed back to the queue, or its
-lease is lost. Only the owner of the lease writes; whoever lost it just stops.
+An attempt ends in one of four ways: the run ends (completed, failed, cancelled), it is handed back to the queue (at
+once, or to be tried again later), its lease is lost. Only the owner of the lease writes; whoever lost it just stops.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ from durable.definition import AgentDefinition, RunInfo
 from durable.errors import LeaseLost
 from durable.execution.dependencies import dependencies
 from durable.execution.failures import describe, places
+from durable.execution.retrying import Postponement, postponement
 from durable.execution.start import StartPoint
 from durable.execution.turn import Turn, TurnEnd
+from durable.outputs import output_fields
 from durable.probes import Probe, silent
 from durable.runs import RunRecord, RunRequest, cancelled_chunks
 from durable.settings import Settings
@@ -66,6 +68,7 @@ class Outcome(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     HANDED_BACK = "handed-back"
+    POSTPONED = "postponed"
     LOST = "lost"
 
 
@@ -86,6 +89,9 @@ class Attempt:
         asked: Tells what was said when the run was cancelled.
         hopeless: Why the run can only fail.
         probe: Passed at each point.
+
+    Attributes:
+        postponed: When the run is tried again, if the attempt ended so.
     """
 
     def __init__(
@@ -104,6 +110,8 @@ class Attempt:
         self.run_id = record.run_id
         self._asked = asked
         self._hopeless = hopeless
+        self.postponed: Postponement | None = None
+        self._retries = request.retries or 0
         self._definition = definition
         self._record = record
         self._deps = request.deps
@@ -111,6 +119,7 @@ class Attempt:
         self._settings = settings
         self._turn = Turn(definition, request, start, writer, settings, self._boundary, probe)
         self._task: asyncio.Task[Outcome] | None = None
+        self._begun = False
         self._stopped_by: Stop | None = None
         self._yielding = False
 
@@ -126,7 +135,7 @@ class Attempt:
         elif self._stopped_by is not None:
             return
         self._stopped_by = why
-        if self._task is not None:
+        if self._task is not None and self._begun:
             self._task.cancel()
 
     def yield_soon(self) -> None:
@@ -134,9 +143,15 @@ class Attempt:
         self._yielding = True
 
     async def _drive(self) -> Outcome:
+        # A task that is cancelled before its first step never gets here: who stops it so early is heeded here instead.
+        self._begun = True
+        if self._stopped_by is not None:
+            return await self._stop()
         try:
             return await self._execute()
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
+            if self._stray():
+                return await self._settle(self._failed(describe(error)))
             return await self._stop()
         except LeaseLost:
             return Outcome.LOST
@@ -144,9 +159,14 @@ class Attempt:
             return await self._hand_over()
         except RunCancelled:
             return await self._settle(await self._cancelled())
-        except Exception as error:  # noqa: BLE001 - whatever it was, the run must end
-            log.warning("run %s failed: %s at %s", self.run_id, type(error).__name__, places(error))
-            return await self._settle(self._failed(describe(error)))
+        except (Exception, SystemExit, KeyboardInterrupt) as raised:  # noqa: BLE001 - whatever it was, the run must end
+            reason = self._turn.reason(raised)
+            log.warning("run %s failed: %s at %s", self.run_id, type(reason).__name__, places(reason))
+            used = 0 if self._turn.advanced else self._record.retries_used
+            self.postponed = postponement(reason, retries=self._retries, used=used)
+            if self.postponed is not None:
+                return await self._hand_over(Outcome.POSTPONED)
+            return await self._settle(self._failed(describe(reason)))
 
     async def _execute(self) -> Outcome:
         if self._record.cancel_requested:
@@ -165,12 +185,16 @@ class Attempt:
         if (self._yielding and not ending) or (advanced and self._settings.always_resume):
             raise HandOver
 
-    async def _hand_over(self) -> Outcome:
+    def _stray(self) -> bool:
+        """Whether a cancellation is nobody's: the agent's own code has raised it."""
+        return self._stopped_by is None and self._task is not None and not self._task.cancelling()
+
+    async def _hand_over(self, outcome: Outcome = Outcome.HANDED_BACK) -> Outcome:
         try:
             await self._writer.flush()
         except LeaseLost:
             return Outcome.LOST
-        return Outcome.HANDED_BACK
+        return outcome
 
     async def _stop(self) -> Outcome:
         match self._stopped_by:
@@ -192,7 +216,7 @@ class Attempt:
                 text = end.output
             else:
                 extra["output"] = end.output
-            fields["output"] = orjson.dumps(to_json_value(end.output))
+            fields.update(output_fields(self._definition.agent, end.output))
         finish = self._turn.translator.finish(usage=self._turn.usage, text=text, max_steps_reached=end.limited, **extra)
         return self._ending(Outcome.COMPLETED, fields), [finish.model_copy(update={"final": True})]
 

@@ -23,6 +23,7 @@ from durable.definition import AgentDefinition
 from durable.errors import DurableError, StoreUnavailable
 from durable.execution.attempt import EXHAUSTED, UNREADABLE, Attempt, Outcome, Stop
 from durable.execution.failures import places
+from durable.execution.retrying import Postponement
 from durable.execution.start import StartPoint
 from durable.leases import Lease, LeaseKeeper, Refusal, claim, release
 from durable.probes import Point, Probe, silent
@@ -67,6 +68,7 @@ class Engine:
         self._appender = Appender(store, settings, probe)
         self._keeper = LeaseKeeper(store, settings, on_stall)
         self._attempts: dict[str, Attempt | None] = {}
+        self._claiming = 0
         self._early_cancels: set[str] = set()
         self._changed = asyncio.Event()
         self._executor = ThreadPoolExecutor(settings.tool_threads, thread_name_prefix="tool")
@@ -106,7 +108,12 @@ class Engine:
         if self._draining:
             return None  # its wake-up is repeated, by somebody who goes on
         self._probe(Point.CLAIM_BEFORE)
-        lease = await claim(self._store, self._settings, run_id, self.owner, self._definitions)
+        self._claiming += 1
+        try:
+            lease = await claim(self._store, self._settings, run_id, self.owner, self._definitions)
+        finally:
+            self._claiming -= 1
+            self._changed.set()
         self._probe(Point.CLAIM_AFTER)
         if isinstance(lease, Refusal):
             log.info("run %s is not executed here: %s", run_id, lease.reason)
@@ -121,10 +128,12 @@ class Engine:
             raise
         finally:
             self._keeper.remove(lease)
-            self._attempts.pop(run_id, None)
+            attempt = self._attempts.pop(run_id, None)
             self._changed.set()
         if outcome is Outcome.HANDED_BACK:
             await self._hand_back(lease)
+        elif outcome is Outcome.POSTPONED and attempt is not None and attempt.postponed is not None:
+            await self._postpone(lease, attempt.postponed)
         log.info("run %s, attempt %d: %s", run_id, lease.token, outcome)
         return outcome
 
@@ -159,7 +168,7 @@ class Engine:
             await self._nothing_under_way()
 
     async def _nothing_under_way(self) -> None:
-        while self._attempts:
+        while self._attempts or self._claiming:
             self._changed.clear()
             await self._changed.wait()
 
@@ -184,6 +193,8 @@ class Engine:
             task = attempt.start()
         if lease.lost:
             attempt.stop(Stop.LOST)
+        if self._draining:
+            attempt.stop(Stop.HAND_BACK)
         if lease.run_id in self._early_cancels:
             self._early_cancels.discard(lease.run_id)
             attempt.stop(Stop.CANCEL)
@@ -225,6 +236,16 @@ class Engine:
                 await self._redispatch(await self._runs.get(lease.run_id))
         except DurableError as error:
             log.warning("run %s could not be handed back: %s", lease.run_id, error.code)
+
+    async def _postpone(self, lease: Lease, until: Postponement) -> None:
+        """Put the run back into the queue, for later: the sweeper wakes somebody then. If that fails, its lease simply
+        runs out."""
+        try:
+            self._probe(Point.RELEASE_BEFORE)
+            await release(self._store, lease, wake_after=until.delay, held=True, fields=until.fields)
+            self._probe(Point.RELEASE_AFTER)
+        except DurableError as error:
+            log.warning("run %s could not be put off: %s", lease.run_id, error.code)
 
     async def _hear_cancels(self) -> None:
         while True:

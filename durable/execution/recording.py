@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from pydantic_ai import RunContext
-from pydantic_ai.capabilities import AbstractCapability
+from pydantic_ai.capabilities import AbstractCapability, CapabilityOrdering
 from pydantic_ai.exceptions import (
     ApprovalRequired,
     CallDeferred,
@@ -129,6 +129,8 @@ class RecordingToolset(WrapperToolset[Any]):
             raise ToolFailed(failure.message) from error
         raised = ledger.Outcome(raised=(failure.code, failure.message))
         self.record.failed(call_id, failure, ledger.encode(raised))
+        if isinstance(error, Exception) and not isinstance(error, ToolResultInvalid):
+            raise error  # as it is: a user's hooks may know it
         raise failure from error
 
     def _give_up(self, call_id: str, name: str) -> Any:
@@ -179,3 +181,28 @@ class Durability(AbstractCapability[Any]):
         if completed is not None:
             raise SkipModelRequest(completed)
         return request_context
+
+
+class Telling(AbstractCapability[Any]):
+    """The capability that hears the events of a run, as whoever follows it does: after all that the user's own
+    capabilities make of them. With it each node is streamed, inside of the hooks around it.
+
+    Args:
+        tell: Takes the events of one node, and gives them on.
+    """
+
+    def __init__(self, tell: Callable[[AsyncIterable[Any]], AsyncIterable[Any]]) -> None:
+        self._tell = tell
+
+    def get_ordering(self) -> CapabilityOrdering:
+        """Outside of all others."""
+        return CapabilityOrdering(position="outermost")
+
+    def wrap_run_event_stream(
+        self,
+        ctx: RunContext[Any],  # noqa: ARG002
+        *,
+        stream: AsyncIterable[Any],
+    ) -> AsyncIterable[Any]:
+        """Hear, and give on."""
+        return self._tell(stream)

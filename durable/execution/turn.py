@@ -7,6 +7,7 @@ last chunk; a tool's body runs only when its start is stored.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from copy import copy
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 from pydantic_ai import Agent, RunContext
-from pydantic_ai.messages import ModelMessage, ModelResponse, RetryPromptPart, ToolReturnPart
+from pydantic_ai.exceptions import UnexpectedModelBehavior
+from pydantic_ai.messages import ModelMessage, ModelResponse, ToolReturnPart
 from pydantic_ai.run import AgentRun
 from pydantic_ai.usage import RunUsage
 from pydantic_graph import End
@@ -25,7 +27,7 @@ from durable.checkpoint import Progress
 from durable.chunks import Chunk, ErrorInfo, ToolError, ToolErrorPayload, VoidRange
 from durable.definition import AgentDefinition
 from durable.execution.failures import ToolFailure
-from durable.execution.recording import Durability, RecordingToolset
+from durable.execution.recording import Durability, RecordingToolset, Telling
 from durable.execution.start import StartPoint
 from durable.execution.tail import Tail
 from durable.probes import Point, Probe, silent
@@ -95,6 +97,9 @@ class Turn:
         self._settings = settings
         self._boundary = boundary
         self.translator = Translator(attempt=writer.lease.token)
+        self._failures: list[ToolFailure] = []
+        self._message_id = ""
+        self._first = 0
         self._tail = start.tail
         self._ledger = start.ledger
         self._void = start.tail.torn
@@ -133,7 +138,8 @@ class Turn:
         async with self._iter(deps) as run:
             self._restore_output_retries(run)
             node = run.next_node
-            while not isinstance(node, End):
+            # A hook around the run may have answered in the agent's place.
+            while run.result is None and not isinstance(node, End):
                 if Agent.is_model_request_node(node):
                     if self._completed is None and self._steps == self._limit:
                         self.messages = [*run.all_messages(), node.request]
@@ -144,7 +150,17 @@ class Turn:
                 else:
                     node = await run.next(node)
                 self.usage, self.messages = run.usage, run.all_messages()
-            return TurnEnd(run.result.output if run.result is not None else None, limited=False)
+        # Only now: hooks after the run may change its result, and those on errors may make one.
+        result = run.result
+        if result is None:
+            raise UnexpectedModelBehavior("The run ended without a result.")
+        self.usage, self.messages = run.usage, result.all_messages()
+        return TurnEnd(result.output, limited=False)
+
+    @property
+    def advanced(self) -> bool:
+        """Whether this attempt has got the run on."""
+        return self._advanced
 
     @property
     def _limit(self) -> int:
@@ -152,19 +168,15 @@ class Turn:
 
     async def _ask_model(self, run: AgentRun[Any, Any], node: Any) -> Any:
         if self._completed is not None:
-            async with node.stream(run.ctx) as events:
-                async for _ in events:
-                    pass  # the log has it all
+            following = await run.next(node)
             self._completed = None
-            return await run.next(node)
+            return following
         self._steps += 1
-        message_id, before = str(uuid4()), copy(run.usage)
-        first = self._writer.next_seq
-        self._write(self.translator.begin_step(self._steps, message_id, self._void))
+        self._message_id, before = str(uuid4()), copy(run.usage)
+        self._first = self._writer.next_seq
+        self._write(self.translator.begin_step(self._steps, self._message_id, self._void))
         self._void, self._tail = None, Tail()
         self._probe(Point.MODEL_BEFORE)
-        async with node.stream(run.ctx) as events:
-            await self._pump(events)
         following = await run.next(node)
         self._probe(Point.MODEL_AFTER)
         if Agent.is_call_tools_node(following):
@@ -173,7 +185,7 @@ class Turn:
                 before=before,
                 usage=run.usage,
                 steps=self._steps,
-                message_id=message_id,
+                message_id=self._message_id,
                 tool_retries=self._tool_retries,
                 output_retries=getattr(run.ctx.state, "output_retries_used", 0),
             )
@@ -181,12 +193,10 @@ class Turn:
             self._boundary(advanced=True, ending=not following.model_response.tool_calls)
         else:
             # The response was not accepted, and another one is asked for: what was said of it does not count.
-            self._void = VoidRange.model_validate({"from": first, "to": self._writer.next_seq - 1})
+            self._void = self._void_since(self._first)
         return following
 
     async def _call_tools(self, run: AgentRun[Any, Any], node: Any) -> Any:
-        async with node.stream(run.ctx) as events:
-            await self._pump(events)
         following = await run.next(node)
         chunks = self.translator.end_step(is_continued=not isinstance(following, End))
         if not self._tail.step_finished:
@@ -202,11 +212,25 @@ class Turn:
         self.stored = list(progress.messages)
         self._advanced = True
 
-    async def _pump(self, events: Any) -> None:
+    def _void_since(self, seq: int) -> VoidRange:
+        """All that was said since a chunk, with it."""
+        return VoidRange.model_validate({"from": seq, "to": self._writer.next_seq - 1})
+
+    async def _tell(self, events: AsyncIterable[Any]) -> AsyncIterator[Any]:
+        """Write what a node says, and give it on."""
+        heard = self._completed is not None  # the log has it all
         async for event in events:
-            self._write(self.translator.event(event))
-            if self._writer.full:
-                await self._writer.room()
+            if not heard:
+                await self._tell_one(event)
+            yield event
+
+    async def _tell_one(self, event: Any) -> None:
+        if self.translator.begins_anew(event):
+            void, self._first = self._void_since(self._first), self._writer.next_seq
+            self._write(self.translator.begin_again(self._steps, self._message_id, void, event))
+        self._write(self.translator.event(event))
+        if self._writer.full:
+            await self._writer.room()
 
     def _write(self, chunks: list[Chunk]) -> None:
         for chunk in chunks:
@@ -220,6 +244,9 @@ class Turn:
         elif progress is not None:
             prompt, history, usage = None, progress.messages, copy(progress.usage)
         settings: Any = self._request.model_settings
+        if self._request.retries:
+            # The run itself asks again: its provider's client must not.
+            settings = {"max_retries": 0, **(settings or {})}
         run_id = self._writer.lease.run_id
         return self._definition.agent.iter(
             prompt,
@@ -231,7 +258,7 @@ class Turn:
             # Pydantic AI refuses a run id that the history has.
             run_id=f"{run_id}.{self._writer.lease.token}",
             conversation_id=run_id,
-            capabilities=[Durability(self._wrap, self._completed)],
+            capabilities=[Durability(self._wrap, self._completed), Telling(self._tell)],
         )
 
     def _wrap(self, toolset: Any) -> RecordingToolset:
@@ -267,6 +294,10 @@ class Turn:
         if progress is not None and hasattr(state, "output_retries_used"):
             state.output_retries_used = progress.output_retries
 
+    def reason(self, error: BaseException) -> BaseException:
+        """Why the run fails: the failure of a tool, if this is what it raised."""
+        return next((failure for failure in self._failures if failure.__cause__ is error), error)
+
     # What the recording toolset asks for.
 
     def known(self, tool_call_id: str) -> bytes | None:
@@ -283,7 +314,9 @@ class Turn:
     def ended(self, tool_call_id: str, name: str, outcome: ledger.Outcome, entry: bytes) -> None:
         """Record what a tool returned or told the model, with its chunk."""
         if outcome.retry is not None:
-            part: Any = RetryPromptPart(content=outcome.retry, tool_name=name, tool_call_id=tool_call_id)
+            part: Any = ToolReturnPart(
+                tool_name=name, content=outcome.retry, tool_call_id=tool_call_id, outcome="retried"
+            )
         elif outcome.failed is not None:
             part = ToolReturnPart(tool_name=name, content=outcome.failed, tool_call_id=tool_call_id, outcome="failed")
         else:
@@ -293,6 +326,7 @@ class Turn:
 
     def failed(self, tool_call_id: str, failure: ToolFailure, entry: bytes) -> None:
         """Record that a tool raised, or that nobody knows what it did."""
+        self._failures.append(failure)
         name = type(failure.__cause__).__name__ if failure.__cause__ else None
         error = ErrorInfo(code=failure.code, message=failure.message)
         payload = ToolErrorPayload(

@@ -3,11 +3,11 @@
 -- KEYS 1 run  2 leases  3 wakeups
 -- ARGV 1 run id  2 owner  3 nonce of this claim  4 lease, ms  5 prefix of the status indexes
 --      6… agents that the owner has; any agent when there are none
--- Returns {'claimed', token, lastSeq, claims without progress} | {'held', ms left} | {'unknown'} | {'foreign'}
+-- Returns {'claimed', token, lastSeq, claims without progress} | {'held', ms left} | {'early', ms left} | {'unknown'} | {'foreign'}
 --      | {'suspended'} | {'ended', status}
 local run, leases, wakeups = KEYS[1], KEYS[2], KEYS[3]
 local run_id, now = ARGV[1], now_ms()
-local record = redis.call('HMGET', run, 'status', 'token', 'nonce', 'lastSeq', 'claims')
+local record = redis.call('HMGET', run, 'status', 'token', 'nonce', 'lastSeq', 'claims', 'notBefore')
 local status, token = record[1], tonumber(record[2])
 if not status then
   return {'unknown'}
@@ -36,6 +36,9 @@ if status == 'running' then
     return {'held', tonumber(expiry) - now}
   end
   redis.call('ZREM', leases, run_id .. ':' .. int(token))
+  redis.call('HSET', run, 'lostAt', expiry or int(now))
+elseif record[6] and tonumber(record[6]) > now then
+  return {'early', tonumber(record[6]) - now}
 end
 
 token = token + 1
@@ -44,7 +47,7 @@ redis.call('HSETNX', run, 'startedAt', int(now))
 local claims = redis.call('HINCRBY', run, 'claims', 1)
 redis.call('ZADD', leases, int(now + tonumber(ARGV[4])), run_id .. ':' .. int(token))
 redis.call('ZREM', wakeups, run_id)
-redis.call('HDEL', run, 'wakes')
+redis.call('HDEL', run, 'wakes', 'notBefore')
 if status ~= 'running' then
   move(run, ARGV[5], run_id, status, 'running')
 end

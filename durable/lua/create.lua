@@ -2,7 +2,7 @@
 --
 -- KEYS 1 run  2 request  3 tombstone  4 index of all runs  5 index of the agent's runs  6 wakeups
 --      7 idempotency key, or the run key again when there is none  8 checkpoints  9 ledger
---      10, 11 checkpoints and ledger to start from, if there are any
+--      10, 11, 12 checkpoints, ledger and record of the run to start from, if there is one
 -- ARGV 1 run id  2 hash of the request  3 request JSON  4 ms until a lost wake-up is repeated
 --      5 prefix of the status indexes  6 seconds to remember the idempotency key  7… field, value, … of the record
 -- Returns {'created' | 'exists' | 'conflict' | 'expired', run id}
@@ -34,6 +34,9 @@ redis.call('SET', request, ARGV[3])
 if KEYS[10] then
   redis.call('COPY', KEYS[10], KEYS[8])
   redis.call('PERSIST', KEYS[8])
+  if redis.call('HEXISTS', KEYS[12], 'endEntry') == 1 then
+    redis.call('RPOP', KEYS[8])
+  end
   local entries = redis.call('HGETALL', KEYS[11])
   for i = 1, #entries, 2 do
     -- A failure that ended the old run must not end the new one before it has begun.

@@ -27,6 +27,9 @@ remember(run, ARGV[3], ARGV[4], first, last)
 for i = 13, #ARGV, 2 do
   redis.call('HSET', run, ARGV[i], ARGV[i + 1])
 end
+if ARGV[8] ~= '' then
+  redis.call('HSET', run, 'endEntry', '1') -- the last entry tells how the run ended: a retry starts from before it
+end
 redis.call('ZREM', KEYS[7], run_id .. ':' .. token)
 close(run, KEYS[2], KEYS[5], KEYS[3], KEYS[4], KEYS[6], ARGV[11], run_id, 'running', status, ARGV[12])
 return {'written', first, last}

@@ -59,6 +59,7 @@ local function keep(run, checkpoints, ledger, last, progress, checkpoint, args, 
   end
   if progress == '1' then
     redis.call('HSET', run, 'claims', '0')
+    redis.call('HDEL', run, 'retriesUsed', 'lastError')
   end
 end
 

@@ -19,6 +19,7 @@ if token ~= '' then
     return 0
   end
   redis.call('HDEL', run, 'owner', 'nonce')
+  redis.call('HSET', run, 'lostAt', expiry)
   move(run, ARGV[4], run_id, 'running', 'queued')
 else
   local due = redis.call('ZSCORE', KEYS[3], run_id)

@@ -1,6 +1,16 @@
 """What a run is, and the runs of a deployment."""
 
 from durable.runs.collection import WAKE_GRACE, Runs, cancelled_chunks
-from durable.runs.record import NewRun, RunRecord, RunRequest, check_run_id, new_run_id
+from durable.runs.record import RETRYING, NewRun, RunRecord, RunRequest, check_run_id, new_run_id
 
-__all__ = ["WAKE_GRACE", "NewRun", "RunRecord", "RunRequest", "Runs", "cancelled_chunks", "check_run_id", "new_run_id"]
+__all__ = [
+    "NewRun",
+    "RETRYING",
+    "RunRecord",
+    "RunRequest",
+    "Runs",
+    "WAKE_GRACE",
+    "cancelled_chunks",
+    "check_run_id",
+    "new_run_id",
+]

@@ -31,6 +31,7 @@ WAKE_GRACE = 2.0
 _BRIEF = (
     "agent", "status", "reason", "token", "lastSeq", "createdAt", "startedAt", "finishedAt", "usage", "error",
     "metadata", "retryOf", "parentRunId", "threadId", "kind", "queue", "retention", "cancelRequested",
+    "notBefore",
 )  # fmt: skip
 
 
@@ -75,7 +76,11 @@ class Runs:
                 idempotency,
                 keys.checkpoints(run_id),
                 keys.ledger(run_id),
-                *([keys.checkpoints(new.retry_of), keys.ledger(new.retry_of)] if new.retry_of else []),
+                *(
+                    [keys.checkpoints(new.retry_of), keys.ledger(new.retry_of), keys.run(new.retry_of)]
+                    if new.retry_of
+                    else []
+                ),
             ],
             [
                 run_id,
@@ -147,8 +152,13 @@ class Runs:
             entries = await self._store.redis.hgetall(self._store.keys.ledger(run_id))
         return {text(field): value for field, value in cast("dict[bytes, bytes]", entries).items()}
 
-    async def retry(self, run_id: str) -> RunRecord:
+    async def retry(self, run_id: str, *, idempotency_key: str | None = None) -> tuple[RunRecord, bool]:
         """Start a new run where a failed or cancelled one stopped: from its last checkpoint, with its tool outcomes.
+        Returns the new run's record and whether this call created it.
+
+        Args:
+            run_id: The ended run. It does not change.
+            idempotency_key: The same key for the same run finds the run that is there.
 
         Raises:
             UnknownRun, RunExpired: There is no such run.
@@ -164,10 +174,12 @@ class Runs:
             queue=old.queue,
             request=await self.request(run_id),
             retention=int(old.fields["retention"]),
+            # No header of a submit can hold this character, so its keys are others.
+            idempotency_key=f"retry\0{run_id}\0{idempotency_key}" if idempotency_key else None,
             metadata=old.json("metadata"),
             retry_of=run_id,
         )
-        return (await self.create(new))[0]
+        return await self.create(new)
 
     async def cancel(self, run_id: str, *, reason: str | None = None, actor: str | None = None) -> bool:
         """Ask a run to end as cancelled; False when it already is.

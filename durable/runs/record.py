@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Final
 
 import orjson
 from pydantic import ConfigDict, Field
@@ -16,6 +17,8 @@ from durable.chunks.base import Json, Wire
 from durable.errors import InvalidRequest
 from durable.views import RunStatus, RunView
 
+RETRYING: Final = "retrying"
+"""The reason of a queued run whose model's provider failed, until it is tried again."""
 RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
 
 
@@ -29,6 +32,7 @@ class RunRequest(Wire):
         model_settings: Pydantic AI model settings.
         usage_limits: Pydantic AI usage limits.
         max_steps: Model requests, at most; the agent's own limit when missing.
+        retries: How often in a row it is tried again when the model's provider fails.
         deps: What the agent's `deps_factory` or `deps_type` is made from.
     """
 
@@ -40,6 +44,7 @@ class RunRequest(Wire):
     model_settings: dict[str, Json] | None = None
     usage_limits: dict[str, Json] | None = None
     max_steps: int | None = Field(None, ge=1, le=1000)
+    retries: int | None = Field(None, ge=0, le=100)
     deps: Json = None
 
     def to_json(self) -> bytes:
@@ -81,6 +86,11 @@ class RunRecord:
         return int(self.fields.get("checkpointSeq", b"0"))
 
     @property
+    def retries_used(self) -> int:
+        """How often it was tried again since it last got on."""
+        return int(self.fields.get("retriesUsed", b"0"))
+
+    @property
     def queue(self) -> str:
         return self._text("queue")
 
@@ -95,11 +105,12 @@ class RunRecord:
 
     def view(self) -> RunView:
         """What callers are told of the run."""
+        waits = self.status is RunStatus.QUEUED and "notBefore" in self.fields
         values = {
             "runId": self.run_id,
             "agent": self.agent,
             "status": self.status,
-            "reason": self._optional("reason"),
+            "reason": RETRYING if waits else self._optional("reason"),
             "attempt": self.token,
             "lastSeq": self.last_seq,
             "createdAt": self._moment("createdAt"),
@@ -154,8 +165,10 @@ class NewRun:
 
 
 def new_run_id() -> str:
-    """An unguessable run id: 128 random bits."""
-    return secrets.token_urlsafe(16)
+    """An unguessable run id of more than 128 random bits. A command line would take one with a leading '-' for an
+    option."""
+    found = secrets.token_urlsafe(17)
+    return new_run_id() if found.startswith("-") else found
 
 
 def check_run_id(value: str) -> str:

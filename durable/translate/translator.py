@@ -46,6 +46,7 @@ from durable.chunks import (
 )
 from durable.translate.outcomes import call_chunk, outcome_chunk
 from durable.translate.parts import ResponseParts
+from durable.translate.standing import Standing
 from durable.translate.steps import Step, usage_of
 from durable.translate.values import to_json_value
 
@@ -71,6 +72,7 @@ class Translator:
         self._clock = clock
         self._ids = 0
         self._parts = ResponseParts(self._next_id)
+        self._standing = Standing()
         self._steps: list[Step] = []
         self._current: Step | None = None
         self._message_id = ""
@@ -119,6 +121,7 @@ class Translator:
         """
         self._keep_step()
         self._parts = ResponseParts(self._next_id)
+        self._standing = Standing()
         self._message_id = message_id
         self._called.clear()
         self._settled.clear()
@@ -132,8 +135,29 @@ class Translator:
             fields["void"] = void
         return [StepStart(payload=StepStartPayload(**fields))]
 
+    def begins_anew(self, event: object) -> bool:
+        """Whether the event begins the response anew that is under way: `begin_again` has to come before it."""
+        return self._standing.begins_anew(event)
+
+    def begin_again(self, step: int, message_id: str, void: VoidRange, event: PartStartEvent) -> list[Chunk]:
+        """The same model request, anew: what stands of the response is told again.
+
+        Args:
+            step: Number of the step within the run.
+            message_id: Of the message that the model writes.
+            void: The seqs of all that was said of it so far.
+            event: The event that begins it anew.
+        """
+        standing = list(self._standing.before(event.index))
+        chunks = self.begin_step(step, message_id, void)
+        for index, part in standing:
+            chunks += self.event(PartStartEvent(index=index, part=part))
+            chunks += self.event(PartEndEvent(index=index, part=part))
+        return chunks
+
     def event(self, event: object) -> list[Chunk]:
         """An event of a model request or of its tools. What this version does not know gives no chunk."""
+        self._standing.take(event)
         match event:
             case PartDeltaEvent():
                 return self._parts.delta(event.index, event.delta)

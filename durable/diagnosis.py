@@ -1,0 +1,291 @@
+"""Why a run stands where it stands: what the store knows of it, and what that amounts to in words.
+
+Invariant: what is told was true at one moment; nothing is changed by asking. Moments are by the store's own clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, cast
+
+from durable.announcements import Announcements
+from durable.chunks.base import Json
+from durable.runs import RETRYING, RunRecord, Runs
+from durable.settings import Settings
+from durable.store import Store, text
+from durable.views import Diagnosis, Fact, RunStatus, RunView
+
+NO_WORKER: Final = "no_worker"
+"""The reason of a queued run whose agent no live worker serves."""
+MOST_COUNTED: Final = 1000
+"""Older queued runs that are looked at, at most."""
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What the store knows of a run at one moment. Moments are ms since 1970.
+
+    Attributes:
+        record: The run.
+        now: The store's clock.
+        workers: Live workers that serve its agent.
+        lease_until: Until when the lease of its newest attempt holds; None without a lease.
+        wakeup_at: When a wake-up that is lost is repeated; None without one.
+        ahead: Older queued runs of the same queue, counted up to a limit.
+        swept: Whether some process looks for lost runs.
+        max_attempts: Claims without progress after which it fails.
+    """
+
+    record: RunRecord
+    now: int
+    workers: int = 0
+    lease_until: int | None = None
+    wakeup_at: int | None = None
+    ahead: int = 0
+    swept: bool = True
+    max_attempts: int = 5
+
+    @property
+    def unserved(self) -> bool:
+        """Whether nobody is there to execute it. Who executes a `durable` agent need not be a worker."""
+        return self.workers == 0 and self.record.fields.get("kind") == b"evented"
+
+
+async def views(announcements: Announcements, records: Sequence[RunRecord]) -> list[RunView]:
+    """Runs as callers see them; one that waits because nobody serves its agent says so.
+
+    Raises:
+        StoreUnavailable: Redis does not answer.
+    """
+    served: set[str] = set()
+    if any(_waits_for_worker(record) for record in records):
+        served = {agent for agents in await announcements.workers() for agent in agents}
+    found = []
+    for record in records:
+        view = record.view()
+        if view.reason is None and _waits_for_worker(record) and record.agent not in served:
+            view = view.model_copy(update={"reason": NO_WORKER})
+        found.append(view)
+    return found
+
+
+async def examine(
+    store: Store, runs: Runs, announcements: Announcements, settings: Settings, run_id: str
+) -> Circumstances:
+    """Look at a run and what surrounds it.
+
+    Raises:
+        UnknownRun, RunExpired: There is no such run.
+        StoreUnavailable: Redis does not answer.
+    """
+    keys = store.keys
+    record = await runs.get(run_id)
+    while True:
+        async with store.guard(), store.redis.pipeline(transaction=True) as pipe:
+            pipe.hgetall(keys.run(run_id))
+            pipe.zscore(keys.leases, f"{run_id}:{record.token}")
+            pipe.zscore(keys.wakeups, run_id)
+            pipe.exists(keys.sweeper)
+            pipe.time()
+            fields, lease, wakeup, swept, (seconds, micros) = await pipe.execute()
+        if not fields:
+            record = await runs.get(run_id)  # it has just expired
+            continue
+        token, record = record.token, RunRecord(run_id, {text(name): value for name, value in fields.items()})
+        if record.token == token:
+            break  # else the lease is that of an attempt before
+    return Circumstances(
+        record,
+        now=int(seconds) * 1000 + int(micros) // 1000,
+        workers=sum(1 for agents in await announcements.workers() if record.agent in agents),
+        lease_until=None if lease is None else int(lease),
+        wakeup_at=None if wakeup is None else int(wakeup),
+        ahead=await _ahead(store, record) if record.status is RunStatus.QUEUED else 0,
+        swept=bool(swept),
+        max_attempts=settings.max_attempts,
+    )
+
+
+async def _ahead(store: Store, record: RunRecord) -> int:
+    """How many queued runs of the same queue are older."""
+    keys, created = store.keys, int(record.fields["createdAt"])
+    async with store.guard():
+        index = keys.runs(status=RunStatus.QUEUED)
+        older = await store.redis.zrangebyscore(index, "-inf", f"({created}", start=0, num=MOST_COUNTED)
+        async with store.redis.pipeline(transaction=False) as pipe:
+            for run_id in cast("list[bytes]", older):
+                pipe.hget(keys.run(text(run_id)), "queue")
+            queues = await pipe.execute()
+    return sum(1 for queue in queues if queue is not None and text(queue) == record.queue)
+
+
+def diagnose(found: Circumstances) -> Diagnosis:
+    """What the circumstances amount to."""
+    match found.record.status:
+        case RunStatus.QUEUED:
+            reason, summary, facts = _queued(found)
+        case RunStatus.RUNNING:
+            reason, summary, facts = _running(found)
+        case RunStatus.SUSPENDED:
+            reason, summary, facts = _suspended(found)
+        case _:
+            reason, summary, facts = _ended(found)
+    record = found.record
+    return Diagnosis(
+        run_id=record.run_id, agent=record.agent, status=record.status, reason=reason, summary=summary, facts=facts
+    )
+
+
+_Findings = tuple[str, str, list[Fact]]
+
+
+def _queued(found: Circumstances) -> _Findings:
+    record, view = found.record, found.record.view()
+    facts = [
+        _fact("queued", f"It was submitted {_ago(found, 'createdAt')}.", since=_moment(record, "createdAt")),
+        _workers(found),
+    ]
+    if found.ahead:
+        count = f"{found.ahead}{' or more' if found.ahead >= MOST_COUNTED else ''}"
+        facts.append(_fact("ahead", f"Queued runs of {record.queue!r} that are older: {count}.", count=found.ahead))
+    facts += [*_wakeup(found), *_attempts(found), *_cancel(found), *_unswept(found)]
+    if found.unserved:
+        return NO_WORKER, f"It waits: no live worker serves the agent {record.agent!r}.", facts
+    if view.reason == RETRYING:
+        return RETRYING, "Its model's provider failed; it waits until it is tried again.", facts
+    if found.ahead:
+        return "behind_others", "It waits for a worker to have room; older runs of its queue wait, too.", facts
+    return "waiting", "It waits for a worker to take it up.", facts
+
+
+def _running(found: Circumstances) -> _Findings:
+    record = found.record
+    after = [_workers(found), *_attempts(found), *_cancel(found), *_unswept(found)]
+    if found.lease_until is not None and found.lease_until > found.now:
+        until, owner = _iso(found.lease_until), text(record.fields.get("owner", b"?"))
+        lease = _fact("lease", f"{owner} holds its lease until {until}.", owner=owner, until=until)
+        if record.cancel_requested:
+            return "cancelling", "It was told to end as cancelled, and its worker is about to.", [lease, *after]
+        return "executing", f"It is being executed (attempt {record.token}).", [lease, *after]
+    lost = "Its lease is gone."
+    details: dict[str, Json] = {}
+    if found.lease_until is not None:
+        details["since"] = _iso(found.lease_until)
+        lost = f"The lease of attempt {record.token} ran out at {details['since']}."
+    facts = [_fact("lease_lost", lost, **details), *after]
+    if found.unserved:
+        return NO_WORKER, f"Its worker was lost, and no live worker serves the agent {record.agent!r}.", facts
+    return "lease_lost", "Its worker fell silent; it is about to be taken over.", facts
+
+
+def _suspended(found: Circumstances) -> _Findings:
+    reason = found.record.view().reason or "suspended"
+    facts = [*_wakeup(found), *_attempts(found), *_cancel(found)]
+    return reason, f"It waits for something from outside: {reason}.", facts
+
+
+def _ended(found: Circumstances) -> _Findings:
+    view = found.record.view()
+    facts = [_fact("ended", f"It ended {_ago(found, 'finishedAt')}.", at=_moment(found.record, "finishedAt"))]
+    if view.error is not None:
+        facts.append(_fact("error", f"{view.error.code}: {view.error.message}", errorCode=view.error.code))
+    facts += [*_attempts(found), *_cancel(found)]
+    match view.status:
+        case RunStatus.FAILED:
+            code = view.error.code if view.error is not None else "failed"
+            facts.append(_fact("retry", "A retry starts a new run from its last checkpoint."))
+            return "failed", f"It failed: {code}.", facts
+        case RunStatus.CANCELLED:
+            facts.append(_fact("retry", "A retry starts a new run from its last checkpoint."))
+            return "cancelled", "It was cancelled.", facts
+        case _:
+            limited = " The step limit ended it." if view.reason == "max_steps" else ""
+            return "completed", f"It completed.{limited}", facts
+
+
+def _workers(found: Circumstances) -> Fact:
+    agent, count = found.record.agent, found.workers
+    if count:
+        return _fact("workers", f"Live workers that serve {agent!r}: {count}.", count=count)
+    if found.record.fields.get("kind") == b"durable":
+        words = f"No worker serves {agent!r}; the process that took the request executes it, if it lives."
+        return _fact("workers", words, count=0)
+    return _fact("workers", f"No live worker serves {agent!r}. Start one that has this agent.", count=0)
+
+
+def _wakeup(found: Circumstances) -> list[Fact]:
+    if found.wakeup_at is None:
+        return []
+    again, at = int(found.record.fields.get("wakes", b"0")), _iso(found.wakeup_at)
+    words = f"It is woken again at {at}" + (f"; that happened {again} times so far." if again else ".")
+    return [_fact("wakeup", words, at=at, repeats=again), *_retries(found)]
+
+
+def _retries(found: Circumstances) -> list[Fact]:
+    """What a run waits for whose model's provider failed."""
+    record = found.record
+    if "notBefore" not in record.fields:
+        return []
+    at, used = _moment(record, "notBefore"), record.retries_used
+    facts = [_fact("retrying", f"It is tried again at {at}; that is retry {used} in a row.", at=at, retry=used)]
+    error = record.json("lastError")
+    if error:
+        facts.append(_fact("last_error", f"{error['code']}: {error['message']}", errorCode=error["code"]))
+    return facts
+
+
+def _attempts(found: Circumstances) -> list[Fact]:
+    record, facts = found.record, []
+    if record.token:
+        claims = int(record.fields.get("claims", b"0"))
+        words = f"Attempts so far: {record.token}; without progress: {claims} of at most {found.max_attempts}."
+        facts.append(
+            _fact("attempts", words, attempt=record.token, withoutProgress=claims, maxAttempts=found.max_attempts)
+        )
+    if "lostAt" in record.fields:
+        at = _moment(record, "lostAt")
+        facts.append(_fact("lost_before", f"An attempt lost its lease at {at}.", at=at))
+    if record.token and not record.status.ended:
+        words = f"Its log has {record.last_seq} chunks; its last checkpoint is at {record.checkpoint_seq}."
+        facts.append(_fact("progress", words, lastSeq=record.last_seq, checkpointSeq=record.checkpoint_seq))
+    return facts
+
+
+def _cancel(found: Circumstances) -> list[Fact]:
+    if not found.record.cancel_requested:
+        return []
+    told = {name: value for name, value in (found.record.json("cancelRequested") or {}).items() if value}
+    words = "A cancel was requested" + "".join(f", {name}: {value}" for name, value in told.items()) + "."
+    return [_fact("cancel", words, **told)]
+
+
+def _unswept(found: Circumstances) -> list[Fact]:
+    if found.swept:
+        return []
+    return [_fact("unswept", "No process looks for lost runs: nobody takes over or repeats a lost wake-up.")]
+
+
+def _waits_for_worker(record: RunRecord) -> bool:
+    return record.status is RunStatus.QUEUED and record.fields.get("kind") == b"evented"
+
+
+def _fact(code: str, message: str, **details: Json) -> Fact:
+    return Fact(code=code, message=message, **({"details": details} if details else {}))
+
+
+def _moment(record: RunRecord, name: str) -> str | None:
+    value = record.fields.get(name)
+    return None if value is None else _iso(int(value))
+
+
+def _iso(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _ago(found: Circumstances, name: str) -> str:
+    value = found.record.fields.get(name)
+    if value is None:
+        return "some time ago"
+    return f"{max(0, found.now - int(value)) / 1000:.1f} s ago"

@@ -1,0 +1,212 @@
+"""Going through all runs of a deployment.
+
+Invariant: nothing is written, memory is bounded, and what is told is so: a run is judged by a snapshot of one moment,
+and what looks wrong is looked at again before it is told, as workers go on meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Final, cast
+
+from durable import ledger
+from durable.doctor.finding import Finding
+from durable.doctor.log import LogReview, Recorded
+from durable.doctor.record import Snapshot, is_whole, judge
+from durable.errors import LedgerCorrupt
+from durable.journal import Entry, Rows
+from durable.runs import RunRecord
+from durable.runs.record import RUN_ID
+from durable.store import Store, text
+from durable.views import RunStatus
+
+PAGE: Final = 200
+"""Keys, entries or members that are read at once."""
+PAUSE: Final = 0.3
+"""Seconds before a run that looks wrong is looked at again."""
+
+_LIVE: Final = (RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.SUSPENDED)
+
+
+class Doctor:
+    """Looks at the runs of a deployment.
+
+    Args:
+        store: Where they are.
+
+    Attributes:
+        examined: Runs that were looked at so far.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.examined = 0
+        self._store = store
+
+    async def findings(self) -> AsyncGenerator[Finding]:
+        """Look at everything once, and tell what is wrong, as it is found.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        async for run_id in self._run_ids():
+            self.examined += 1
+            for finding in await self._confirmed(run_id):
+                yield finding
+        async for finding in self._strays():
+            yield finding
+
+    async def examine(self, run_id: str) -> set[Finding]:
+        """What is wrong with one run now; nothing when there is none.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        snapshot = await self._snapshot(run_id)
+        if snapshot is None:
+            return set()
+        found = set(judge(snapshot))
+        if not is_whole(snapshot.record):
+            return found
+        review = LogReview(snapshot.record)
+        async for entry in self._entries(run_id, snapshot.record.last_seq):
+            found |= set(review.take(entry))
+        found |= set(review.end())
+        for call in snapshot.calls:
+            found |= set(review.compare(call, await self._recorded(run_id, call)))
+        if found and not await self._exists(run_id):
+            return set()  # it expired meanwhile
+        return found
+
+    async def _confirmed(self, run_id: str) -> list[Finding]:
+        found = await self.examine(run_id)
+        if found:
+            await asyncio.sleep(PAUSE)
+            found &= await self.examine(run_id)
+        return sorted(found)
+
+    async def _run_ids(self) -> AsyncIterator[str]:
+        """All runs that have a record. A run may come twice."""
+        start, end = self._store.keys.run("\0").split("\0")
+        cursor = 0
+        while True:
+            async with self._store.guard():
+                cursor, names = await self._store.redis.scan(cursor, match=f"{start}*{end}", count=PAGE, _type="HASH")
+            for name in names:
+                run_id = text(name).removeprefix(start).removesuffix(end)
+                if RUN_ID.fullmatch(run_id):
+                    yield run_id
+            if not cursor:
+                return
+
+    async def _snapshot(self, run_id: str) -> Snapshot | None:
+        keys, token = self._store.keys, b""
+        own = {
+            "run": keys.run(run_id),
+            "request": keys.request(run_id),
+            "log": keys.log(run_id),
+            "checkpoints": keys.checkpoints(run_id),
+            "ledger": keys.ledger(run_id),
+            "tombstone": keys.tombstone(run_id),
+        }
+        while True:
+            async with self._store.guard():
+                agent, created = await self._store.redis.hmget(own["run"], ["agent", "createdAt"])
+                async with self._store.redis.pipeline(transaction=True) as pipe:
+                    pipe.hgetall(own["run"])
+                    pipe.zscore(keys.leases, f"{run_id}:{text(token)}")
+                    pipe.zscore(keys.wakeups, run_id)
+                    pipe.zscore(keys.runs(), run_id)
+                    pipe.zscore(keys.runs(agent=text(agent or b"?")), run_id)
+                    pipe.llen(own["checkpoints"])
+                    pipe.hkeys(own["ledger"])
+                    for status in RunStatus:
+                        pipe.zscore(keys.runs(status=status), run_id)
+                    for name in own.values():
+                        pipe.ttl(name)
+                    replies = await pipe.execute()
+            fields = {text(name): value for name, value in replies[0].items()}
+            if not fields:
+                return None
+            if fields.get("token", b"") == token:
+                break
+            token = fields.get("token", b"")  # the lease was looked for under another token
+        lease, wakeup, listed, listed_for_agent, checkpoints, calls = replies[1:7]
+        scores, lifetimes = replies[7 : 7 + len(RunStatus)], replies[7 + len(RunStatus) :]
+        score = float(created or -1)
+        return Snapshot(
+            record=RunRecord(run_id, fields),
+            leased=lease is not None,
+            woken=wakeup is not None,
+            statuses=frozenset(status for status, found in zip(RunStatus, scores, strict=True) if found is not None),
+            listed=listed == score,
+            listed_for_agent=listed_for_agent == score,
+            lifetimes=dict(zip(own, lifetimes, strict=True)),
+            checkpoints=checkpoints,
+            calls=tuple(text(call) for call in calls),
+        )
+
+    async def _entries(self, run_id: str, last_seq: int) -> AsyncIterator[Entry]:
+        """The log as it was when its last seq was this one."""
+        after, key = "-", self._store.keys.log(run_id)
+        while True:
+            async with self._store.guard():
+                rows = cast("Rows", await self._store.redis.xrange(key, after, "+", count=PAGE))
+            for entry_id, fields in rows:
+                entry = Entry.of_stream(run_id, entry_id, fields)
+                if entry.first > last_seq:
+                    return
+                yield entry
+                after = f"({text(entry_id)}"
+            if len(rows) < PAGE:
+                return
+
+    async def _recorded(self, run_id: str, call: str) -> Recorded:
+        async with self._store.guard():
+            entry = cast("bytes | None", await self._store.redis.hget(self._store.keys.ledger(run_id), call))
+        try:
+            return Recorded.STARTED if entry is None or ledger.decode(entry) is None else Recorded.ENDED
+        except LedgerCorrupt:
+            return Recorded.UNREADABLE
+
+    async def _exists(self, run_id: str) -> bool:
+        async with self._store.guard():
+            return bool(await self._store.redis.exists(self._store.keys.run(run_id)))
+
+    async def _strays(self) -> AsyncIterator[Finding]:
+        """What the indexes of living runs have, and no record has. (Expired runs leave the others when those are
+        read.)"""
+        keys = self._store.keys
+        for status in _LIVE:
+            async for run_id in self._members(keys.runs(status=status)):
+                if not await self._fits(keys.runs(status=status), run_id, run_id, {status}):
+                    yield Finding(run_id, "index", f"It is in the index of {status} runs, and its record is not.")
+        async for member in self._members(keys.leases):
+            run_id, _, token = member.rpartition(":")
+            if not await self._fits(keys.leases, member, run_id, {RunStatus.RUNNING}, token):
+                yield Finding(run_id, "state", f"There is a lease {token}, which is not that of a running attempt.")
+        async for run_id in self._members(keys.wakeups):
+            if not await self._fits(keys.wakeups, run_id, run_id, {RunStatus.QUEUED, RunStatus.SUSPENDED}):
+                yield Finding(run_id, "state", "There is a wake-up, and no run that waits for it.")
+
+    async def _fits(
+        self, index: str, member: str, run_id: str, statuses: set[RunStatus], token: str | None = None
+    ) -> bool:
+        """Whether a run is as an index says; also when the index does not say so any more."""
+        async with self._store.guard(), self._store.redis.pipeline(transaction=True) as pipe:
+            pipe.zscore(index, member)
+            pipe.hmget(self._store.keys.run(run_id), ["status", "token"])
+            score, values = await pipe.execute()
+        status, newest = (None if value is None else text(value) for value in values)
+        return score is None or (status in statuses and token in {None, newest})
+
+    async def _members(self, index: str) -> AsyncIterator[str]:
+        """The members of a sorted set. One may come twice."""
+        cursor = 0
+        while True:
+            async with self._store.guard():
+                cursor, rows = await self._store.redis.zscan(index, cursor, count=PAGE)
+            for member, _ in rows:
+                yield text(member)
+            if not cursor:
+                return

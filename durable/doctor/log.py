@@ -1,0 +1,94 @@
+"""What has to hold of a run's log, and of its ledger beside it. Pure: is fed entry by entry, keeps only outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+
+import orjson
+
+from durable import ledger
+from durable.chunks.base import Json
+from durable.doctor.finding import Finding
+from durable.journal import Entry
+from durable.runs import RunRecord
+
+
+class Recorded(Enum):
+    """What the ledger says of a call."""
+
+    STARTED = "started"
+    ENDED = "ended"
+    UNREADABLE = "unreadable"
+
+
+@dataclass
+class LogReview:
+    """Goes through one log, up to its record's last seq.
+
+    Attributes:
+        record: The run.
+        outcomes: The type of the first outcome of each call, under the call's name in the ledger.
+    """
+
+    record: RunRecord
+    outcomes: dict[str, str] = field(default_factory=dict)
+    _last: int = 0
+    _finals: list[int] = field(default_factory=list)
+    _step: int | None = None
+    _first_step: int | None = None
+
+    def take(self, entry: Entry) -> Iterator[Finding]:
+        """Take the next entry."""
+        if entry.first != self._last + 1:
+            yield self._finding("log", f"After chunk {self._last} comes chunk {entry.first}.")
+        self._last = entry.last
+        for seq, body in enumerate(entry.bodies, entry.first):
+            try:
+                chunk = orjson.loads(body)
+                yield from self._chunk(seq, chunk)
+            except (ValueError, TypeError, AttributeError, KeyError):
+                yield self._finding("log", f"Chunk {seq} can't be read.")
+
+    def end(self) -> Iterator[Finding]:
+        """The log ends here."""
+        record = self.record
+        if self._last != record.last_seq:
+            yield self._finding("log", f"It ends with chunk {self._last}; its record says {record.last_seq}.")
+        expected = [record.last_seq] if record.status.ended else []
+        if self._finals != expected:
+            named = ", ".join(map(str, self._finals)) or "none"
+            yield self._finding("final", f"It is {record.status} with {record.last_seq} chunks; final ones: {named}.")
+
+    def compare(self, call: str, recorded: Recorded) -> Iterator[Finding]:
+        """Compare what the ledger says of a call."""
+        outcome = self.outcomes.get(call)
+        if recorded is Recorded.UNREADABLE:
+            yield self._finding("ledger", f"The entry of the call {call} can't be read.")
+        elif recorded is Recorded.ENDED and outcome is None and not self._inherited(call):
+            yield self._finding("ledger", f"The outcome of the call {call} is recorded, and the log does not have it.")
+        elif recorded is Recorded.STARTED and outcome == "tool-result":
+            yield self._finding("ledger", f"The log has a result of the call {call}, and the ledger has none.")
+
+    def _chunk(self, seq: int, chunk: dict[str, Json]) -> Iterator[Finding]:
+        kind, payload = chunk["type"], chunk.get("payload") or {}
+        if chunk.get("final"):
+            self._finals.append(seq)
+        if kind == "step-start":
+            self._step = int(payload["stepId"].rpartition("-")[2])
+            self._first_step = self._first_step or self._step
+        # What the provider's own tools return is part of the model's response: it may be torn and come again.
+        if kind in {"tool-result", "tool-error"} and self._step is not None and not payload.get("providerExecuted"):
+            call = ledger.key(self._step, payload["toolCallId"])
+            if call in self.outcomes:
+                yield self._finding("outcome", f"Chunk {seq} is another outcome of the call {call}.")
+            self.outcomes.setdefault(call, kind)
+
+    def _inherited(self, call: str) -> bool:
+        """Whether a retry has the outcome from the run that it repeats, whose log has it."""
+        step = int(call.partition(":")[0])
+        return "retryOf" in self.record.fields and (self._first_step is None or step < self._first_step)
+
+    def _finding(self, check: str, message: str) -> Finding:
+        return Finding(self.record.run_id, check, message)

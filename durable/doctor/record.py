@@ -1,0 +1,117 @@
+"""What has to hold of a run's record and of all that points to it. Pure: judges a snapshot of one moment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from durable.doctor.finding import Finding
+from durable.runs import RunRecord
+from durable.store import text
+from durable.views import RunStatus
+
+FOREVER = -1
+MISSING = -2
+"""What Redis tells as the time to live of a key that has none, and of one that is not there."""
+
+_FIELDS = ("status", "agent", "kind", "queue", "retention", "token", "lastSeq", "createdAt", "requestHash")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What the store has of a run at one moment.
+
+    Attributes:
+        record: Its record.
+        leased: Whether its newest token is in the index of leases.
+        woken: Whether it is in the index of wake-ups.
+        statuses: The statuses in whose indexes it is.
+        listed: Whether it is in the index of all runs, at its creation time.
+        listed_for_agent: Whether it is in the index of its agent's runs, at its creation time.
+        lifetimes: Seconds to live of its keys, by name: `run`, `request`, `log`, `checkpoints`, `ledger`, `tombstone`.
+        checkpoints: Entries of its checkpoints.
+        calls: The calls that its ledger has.
+    """
+
+    record: RunRecord
+    leased: bool
+    woken: bool
+    statuses: frozenset[str]
+    listed: bool
+    listed_for_agent: bool
+    lifetimes: Mapping[str, int]
+    checkpoints: int
+    calls: tuple[str, ...]
+
+
+def is_whole(record: RunRecord) -> bool:
+    """Whether a record can be read at all."""
+    return all(name in record.fields for name in _FIELDS) and text(record.fields["status"]) in set(RunStatus)
+
+
+def judge(found: Snapshot) -> Iterator[Finding]:
+    """What is wrong with a run, its log and ledger aside."""
+    run_id = found.record.run_id
+    fields = found.record.fields
+    if not is_whole(found.record):
+        missing = ", ".join(name for name in _FIELDS if name not in fields) or "none"
+        yield Finding(run_id, "record", f"Its record is not whole; fields that are missing: {missing}.")
+        return
+    for check, message in [*_state(found), *_indexes(found), *_lifetimes(found), *_checkpoint(found)]:
+        yield Finding(run_id, check, message)
+
+
+def _state(found: Snapshot) -> Iterator[tuple[str, str]]:
+    """Each run is leased, queued, suspended or has ended; and only one of these."""
+    record, status = found.record, found.record.status
+    if status is RunStatus.RUNNING and not found.leased:
+        yield "state", "It is running and has no lease: nobody would notice that it is lost."
+    if status is RunStatus.QUEUED and not found.woken:
+        yield "state", "It is queued and has no wake-up: nobody would execute it if its message is lost."
+    if status is not RunStatus.RUNNING and found.leased:
+        yield "state", f"It is {status} and has a lease."
+    if (status is RunStatus.RUNNING or status.ended) and found.woken:
+        yield "state", f"It is {status} and has a wake-up."
+    if (status is RunStatus.RUNNING) != ("owner" in record.fields):
+        yield "state", f"It is {status} and has {'an' if 'owner' in record.fields else 'no'} owner."
+    if status.ended != ("finishedAt" in record.fields):
+        yield "state", f"It is {status} and has {'a' if 'finishedAt' in record.fields else 'no'} moment of its end."
+    if (status is RunStatus.FAILED) != ("error" in record.fields):
+        yield "state", f"It is {status} and has {'an' if 'error' in record.fields else 'no'} error."
+
+
+def _indexes(found: Snapshot) -> Iterator[tuple[str, str]]:
+    status = found.record.status
+    if found.statuses != {status}:
+        named = ", ".join(sorted(found.statuses)) or "none"
+        yield "index", f"It is {status}; the indexes by status that have it: {named}."
+    if not found.listed:
+        yield "index", "The index of all runs does not have it at its creation time."
+    if not found.listed_for_agent:
+        yield "index", "The index of its agent's runs does not have it at its creation time."
+
+
+def _lifetimes(found: Snapshot) -> Iterator[tuple[str, str]]:
+    """An ended run expires, as a whole; any other stays."""
+    ended, lifetimes = found.record.status.ended, found.lifetimes
+    for name, seconds in lifetimes.items():
+        if name == "tombstone" or seconds == MISSING:
+            continue
+        if ended and seconds == FOREVER:
+            yield "retention", f"It has ended and its {name} never expires."
+        if not ended and seconds != FOREVER:
+            yield "retention", f"It is {found.record.status} and its {name} expires."
+    if lifetimes["request"] == MISSING:
+        yield "request", "What it was asked to do is not there."
+    if ended and lifetimes["tombstone"] == MISSING:
+        yield "retention", "It has ended and has no tombstone."
+    if ended and lifetimes["run"] > lifetimes["tombstone"] >= 0:
+        yield "retention", "Its tombstone expires before it does."
+
+
+def _checkpoint(found: Snapshot) -> Iterator[tuple[str, str]]:
+    record = found.record
+    if record.checkpoint_seq > record.last_seq:
+        yield "checkpoint", f"Its checkpoint is at {record.checkpoint_seq}, ahead of its log at {record.last_seq}."
+    if record.checkpoint_seq and not found.checkpoints:
+        yield "checkpoint", "Its record tells of a checkpoint, and there is none."

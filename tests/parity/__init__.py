@@ -1,0 +1,1 @@
+"""Agents with each feature of Pydantic AI, to run bare and wrapped with one and the same scripted model."""

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from durable.diagnosis import Circumstances, diagnose
+from durable.runs import RunRecord
+from durable.views import Diagnosis
+
+NOW = 1_795_507_200_000
+
+
+def circumstances(fields: dict[str, Any], **around: Any) -> Circumstances:
+    known = {
+        "status": "queued",
+        "agent": "weather",
+        "kind": "evented",
+        "queue": "durable.weather",
+        "token": 0,
+        "lastSeq": 0,
+        "createdAt": NOW - 12_300,
+    }
+    record = RunRecord("r1", {name: str(value).encode() for name, value in {**known, **fields}.items()})
+    return Circumstances(record, NOW, **{"workers": 2, **around})
+
+
+def told(fields: dict[str, Any], **around: Any) -> tuple[Diagnosis, dict[str, str]]:
+    found = diagnose(circumstances(fields, **around))
+    return found, {fact.code: fact.message for fact in found.facts}
+
+
+RUNNING = {"status": "running", "token": 2, "owner": "host:1:a", "claims": 1, "lastSeq": 9, "checkpointSeq": 5}
+
+
+def test_a_queued_run_tells_since_when_and_when_it_is_woken_again() -> None:
+    found, facts = told({"wakes": 3}, wakeup_at=NOW + 4000)
+    assert (found.reason, found.summary) == ("waiting", "It waits for a worker to take it up.")
+    assert facts["queued"] == "It was submitted 12.3 s ago."
+    assert facts["wakeup"] == "It is woken again at 2026-11-24T08:00:04.000Z; that happened 3 times so far."
+    assert facts["workers"] == "Live workers that serve 'weather': 2."
+    assert "attempts" not in facts
+
+
+def test_a_queued_run_tells_how_many_are_before_it() -> None:
+    found, facts = told({}, ahead=7)
+    assert found.reason == "behind_others"
+    assert facts["ahead"] == "Queued runs of 'durable.weather' that are older: 7."
+    assert "1000 or more" in told({}, ahead=1000)[1]["ahead"]
+
+
+def test_nobody_is_there() -> None:
+    found, facts = told({}, workers=0)
+    assert (found.reason, found.summary) == ("no_worker", "It waits: no live worker serves the agent 'weather'.")
+    assert facts["workers"] == "No live worker serves 'weather'. Start one that has this agent."
+
+
+def test_a_run_of_an_agent_that_is_executed_where_it_is_asked_for_needs_no_worker() -> None:
+    found, facts = told({"kind": "durable"}, workers=0)
+    assert found.reason == "waiting"
+    assert facts["workers"].startswith("No worker serves 'weather'; the process that took the request executes it")
+
+
+def test_a_run_that_is_tried_again_tells_when_and_why() -> None:
+    fields = {
+        "token": 1,
+        "notBefore": NOW + 30_000,
+        "retriesUsed": 2,
+        "lastError": '{"code":"model_error","message":"No."}',
+    }
+    found, facts = told(fields, wakeup_at=NOW + 30_000)
+    assert found.reason == "retrying"
+    assert facts["retrying"] == "It is tried again at 2026-11-24T08:00:30.000Z; that is retry 2 in a row."
+    assert facts["last_error"] == "model_error: No."
+
+
+def test_a_running_run_tells_who_holds_it_and_until_when() -> None:
+    found, facts = told(RUNNING, lease_until=NOW + 5000)
+    assert (found.reason, found.summary) == ("executing", "It is being executed (attempt 2).")
+    assert facts["lease"] == "host:1:a holds its lease until 2026-11-24T08:00:05.000Z."
+    assert facts["attempts"] == "Attempts so far: 2; without progress: 1 of at most 5."
+    assert facts["progress"] == "Its log has 9 chunks; its last checkpoint is at 5."
+
+
+@pytest.mark.parametrize(("until", "words"), [(NOW - 2500, "ran out at 2026-11-24T07:59:57.500Z"), (None, "is gone")])
+def test_a_lost_lease_tells_since_when(until: int | None, words: str) -> None:
+    found, facts = told(RUNNING, lease_until=until)
+    assert (found.reason, found.summary) == ("lease_lost", "Its worker fell silent; it is about to be taken over.")
+    assert words in facts["lease_lost"]
+    assert told(RUNNING, lease_until=until, workers=0)[0].reason == "no_worker"
+
+
+def test_a_lease_that_was_lost_before_is_remembered() -> None:
+    assert told({"lostAt": NOW - 1000, "token": 1})[1]["lost_before"].endswith("at 2026-11-24T07:59:59.000Z.")
+
+
+def test_nobody_sweeps() -> None:
+    assert "unswept" in told({}, swept=False)[1]
+    assert "unswept" in told(RUNNING, lease_until=NOW - 1, swept=False)[1]
+
+
+def test_a_cancel_that_is_under_way_tells_who_and_why() -> None:
+    fields = {**RUNNING, "cancelRequested": '{"reason":"enough","actor":null}'}
+    found, facts = told(fields, lease_until=NOW + 1)
+    assert found.reason == "cancelling"
+    assert facts["cancel"] == "A cancel was requested, reason: enough."
+
+
+def test_a_suspended_run_tells_what_for() -> None:
+    assert told({"status": "suspended", "reason": "approval"})[0].reason == "approval"
+
+
+def test_an_ended_run_tells_how() -> None:
+    error = '{"code":"attempts_exhausted","message":"Lost each time."}'
+    found, facts = told({"status": "failed", "error": error, "finishedAt": NOW - 1000, "token": 6, "claims": 6})
+    assert (found.reason, found.summary) == ("failed", "It failed: attempts_exhausted.")
+    assert facts["error"] == "attempts_exhausted: Lost each time."
+    assert facts["attempts"] == "Attempts so far: 6; without progress: 6 of at most 5."
+    assert "retry" in facts
+    found, facts = told({"status": "completed", "reason": "max_steps", "finishedAt": NOW})
+    assert found.summary == "It completed. The step limit ended it."
+    assert "retry" not in facts
+    assert told({"status": "cancelled", "finishedAt": NOW})[0].summary == "It was cancelled."
