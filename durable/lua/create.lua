@@ -5,7 +5,7 @@
 --      10, 11, 12 checkpoints, ledger and record of the run to start from, if there is one
 -- ARGV 1 run id  2 hash of the request  3 request JSON  4 ms until a lost wake-up is repeated
 --      5 prefix of the status indexes  6 seconds to remember the idempotency key  7… field, value, … of the record
--- Returns {'created' | 'exists' | 'conflict' | 'expired', run id}
+-- Returns {'created' | 'exists' | 'conflict' | 'expired', run id, time of creation or ''}
 local run, request, tombstone = KEYS[1], KEYS[2], KEYS[3]
 local run_id, hash = ARGV[1], ARGV[2]
 
@@ -52,4 +52,4 @@ redis.call('ZADD', KEYS[6], int(now + tonumber(ARGV[4])), run_id)
 if KEYS[7] ~= run then
   redis.call('SET', KEYS[7], hash .. ' ' .. run_id, 'EX', ARGV[6])
 end
-return {'created', run_id}
+return {'created', run_id, int(now)}

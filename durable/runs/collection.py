@@ -64,7 +64,7 @@ class Runs:
             digest, request = new.request.digest(new.agent, new.metadata), new.request.to_json()
             if new.metadata:
                 fields["metadata"] = orjson.dumps(dict(new.metadata))
-        verdict, found = await self._store.run(
+        verdict, found, *made = await self._store.run(
             CREATE,
             [
                 keys.run(run_id),
@@ -97,6 +97,10 @@ class Runs:
                 raise RunConflict("This run id or idempotency key was used for a different request.")
             case "expired":
                 raise RunExpired
+            case "created" if not new.retry_of:
+                known = {"status": "queued", "createdAt": made[0], "token": 0, "lastSeq": 0, **fields}
+                as_stored = {name: v if isinstance(v, bytes) else str(v).encode() for name, v in known.items()}
+                return RunRecord(run_id, as_stored), True
             case outcome:
                 return await self.get(text(found)), outcome == "created"
 

@@ -1,0 +1,48 @@
+"""Agents whose models say when they speak, so that an observer can tell how long it took to hear them.
+
+The prompt is JSON: `hold_ms` before the first word, `deltas` of them, `pause_ms` after each. The first delta carries
+the moment at which the model was asked; every delta carries its own, as `@<ns>@` of `time.monotonic_ns()`, a clock that
+all processes of a machine share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import AsyncIterator
+from typing import Final
+
+from pydantic_ai import Agent
+from pydantic_ai.messages import ModelMessage, UserPromptPart
+from pydantic_ai.models.function import AgentInfo, FunctionModel
+
+from durable import create_durable_agent, create_evented_agent
+
+ASKED: Final = re.compile(rb"asked @(\d+)@")
+SAID: Final = re.compile(rb"said @(\d+)@")
+
+
+def prompt(*, deltas: int, hold_ms: float = 0, pause_ms: float = 0) -> str:
+    """What to ask the agents."""
+    return json.dumps({"deltas": deltas, "hold_ms": hold_ms, "pause_ms": pause_ms})
+
+
+async def speak(messages: list[ModelMessage], _info: AgentInfo) -> AsyncIterator[str]:
+    """The model."""
+    asked = time.monotonic_ns()
+    order = json.loads(_last_prompt(messages))
+    await asyncio.sleep(order["hold_ms"] / 1000)
+    for number in range(order["deltas"]):
+        yield f"asked @{asked}@ said @{time.monotonic_ns()}@ " if number == 0 else f"said @{time.monotonic_ns()}@ "
+        await asyncio.sleep(order["pause_ms"] / 1000)
+
+
+def _last_prompt(messages: list[ModelMessage]) -> str:
+    parts = [part for part in messages[-1].parts if isinstance(part, UserPromptPart)]
+    return str(parts[-1].content)
+
+
+in_worker = create_evented_agent(Agent(FunctionModel(stream_function=speak), name="in-worker"))
+in_process = create_durable_agent(Agent(FunctionModel(stream_function=speak), name="in-process"))

@@ -1,0 +1,80 @@
+"""Runs the benchmarks and prints their tables: `python benchmarks/run.py [NAME…] [--quick] [--json FILE]`."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Annotated, Any, Final, Protocol
+
+import orjson
+import typer
+from rich.console import Console
+
+from benchmarks import cpu_per_chunk, fan_out, first_chunk, replay, submit
+from benchmarks.figures import Report
+from durable.errors import ConfigurationError
+
+
+class Benchmark(Protocol):
+    """One question."""
+
+    def __call__(self, *, quick: bool = False) -> list[Report]: ...
+
+
+BENCHMARKS: Final[dict[str, Benchmark]] = {
+    "submit": submit.measure,
+    "first_chunk": first_chunk.measure,
+    "fan_out": fan_out.measure,
+    "replay": replay.measure,
+    "cpu_per_chunk": cpu_per_chunk.measure,
+}
+
+
+def main(
+    names: Annotated[list[str] | None, typer.Argument(help=f"Which: {', '.join(BENCHMARKS)}. (default: all)")] = None,
+    *,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Tiny sizes: shows that they run; no figures to keep.")
+    ] = False,
+    json: Annotated[Path | None, typer.Option(help="Also write the tables to this file.")] = None,
+) -> None:
+    """Run benchmarks on processes of their own, on the loopback address."""
+    chosen = names or list(BENCHMARKS)
+    for name in chosen:
+        if name not in BENCHMARKS:
+            raise typer.BadParameter(f"there is no benchmark {name!r}")
+    for name in [name for name in os.environ if name.startswith("DURABLE_")]:
+        del os.environ[name]
+    console = Console(width=None if os.isatty(1) else 120)
+    found: dict[str, Any] = {}
+    for name in chosen:
+        begun = time.monotonic()
+        reports = _ask(console, BENCHMARKS[name], quick=quick)
+        for report in reports:
+            report.show(console)
+        console.print(f"  {name}: {time.monotonic() - begun:.0f} s\n", style="dim")
+        found[name] = [report.as_json() for report in reports]
+    if json is not None:
+        json.write_bytes(
+            orjson.dumps({"machine": _machine(), "quick": quick, "benchmarks": found}, option=orjson.OPT_INDENT_2)
+        )
+
+
+def _ask(console: Console, benchmark: Benchmark, *, quick: bool) -> list[Report]:
+    try:
+        return benchmark(quick=quick)
+    except ConfigurationError as error:
+        console.print(error.message, style="red", markup=False)
+        raise typer.Exit(1) from error
+
+
+def _machine() -> dict[str, Any]:
+    return {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.platform(terse=True)}
+
+
+if __name__ == "__main__":
+    cli = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False, pretty_exceptions_enable=False)
+    cli.command()(main)
+    cli()

@@ -1,0 +1,90 @@
+"""What is measured: a private Redis, the API server and a Celery worker, each a process of its own on 127.0.0.1.
+
+Nothing of it outlives the `with` block, and nothing of the caller's `DURABLE_*` configuration gets in.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, Self
+
+import httpx
+from pydantic import SecretStr
+
+from durable.dev.ports import free_port
+from durable.dev.redis_server import PrivateRedis
+from durable.dev.services import api_address, api_service, worker_service
+from durable.dev.stack import Stack
+from durable.errors import ConfigurationError
+from durable.settings import Settings
+
+ROOT: Final = Path(__file__).parents[1]
+AGENTS: Final = "benchmarks.agents"
+READY_SECONDS: Final = 60.0
+
+
+class System:
+    """The processes of one benchmark.
+
+    Args:
+        env: `DURABLE_*` variables of all processes.
+    """
+
+    def __init__(self, **env: str) -> None:
+        self.port = 0
+        self._env = env
+        self._redis = PrivateRedis()
+        self._log = io.StringIO()
+        self._stack = Stack(self._log)
+        self._cleanup = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._cleanup.enter_context(self._redis)
+        self._cleanup.enter_context(self._stack)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._cleanup.close()
+
+    def settings(self, **options: Any) -> Settings:
+        """Settings with which this process uses the same Redis."""
+        return Settings(redis_url=SecretStr(self._redis.url), **options)
+
+    def start_server(self, agents: str = "") -> None:
+        """Start the API, with the routes of `benchmarks.floor` beside its own.
+
+        Raises:
+            ConfigurationError: It did not become ready.
+        """
+        self.port = free_port()
+        service = api_service(self._redis.url, port=self.port, agents=agents, env=self._env)
+        self._start(replace(service, argv=(sys.executable, "-m", "benchmarks.floor"), ready_seconds=READY_SECONDS))
+
+    def start_worker(self) -> None:
+        """Start a worker with the agents of `benchmarks.agents`; the server is there already.
+
+        Raises:
+            ConfigurationError: It did not become ready.
+        """
+        service = worker_service(self._redis.url, AGENTS, env=self._env, grace_seconds=0.5)
+        self._start(replace(service, ready=self._has_worker, ready_seconds=READY_SECONDS))
+
+    def _start(self, service: Any) -> None:
+        try:
+            self._stack.start(replace(service, cwd=ROOT))
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{error.message}\n{self._log.getvalue()[-4000:]}") from error
+
+    def _has_worker(self) -> bool:
+        answer = httpx.get(f"{api_address('127.0.0.1', self.port)}/readyz", trust_env=False)
+        return bool(answer.is_success and answer.json()["workers"])
+
+
+def wait_a_moment(seconds: float = 0.3) -> None:
+    """Let the processes that have just started come to rest."""
+    time.sleep(seconds)
