@@ -22,6 +22,7 @@ from durable.settings import Settings
 from .host import Host
 from .pool import AgentPool
 from .tasks import register
+from .transport import Transport
 
 EXIT_CONFIG: Final = 78
 """Exit code of a worker that is not set up correctly."""
@@ -52,6 +53,8 @@ class Program:
             task_acks_late=False,
             task_track_started=True,
         )
+        if settings.celery_broker_url.startswith(("redis://", "rediss://")):
+            self.app.conf.broker_transport = f"{Transport.__module__}:{Transport.__name__}"
         self.app.durable = self  # type: ignore[attr-defined]  # the pool finds it here
         register(self.app, lambda: self.host)
         signals.celeryd_init.connect(self._configure)

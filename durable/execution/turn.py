@@ -136,7 +136,7 @@ class Turn:
             Exception: Whatever the agent raises.
         """
         async with self._iter(deps) as run:
-            self._restore_output_retries(run)
+            self._restore(run)
             node = run.next_node
             # A hook around the run may have answered in the agent's place.
             while run.result is None and not isinstance(node, End):
@@ -289,14 +289,16 @@ class Turn:
             ctx.retries.update(self._tool_retries)
         self._tool_retries = dict(ctx.retries)
 
-    def _restore_output_retries(self, run: AgentRun[Any, Any]) -> None:
+    def _restore(self, run: AgentRun[Any, Any]) -> None:
+        """What Pydantic AI counts and knows of a run beside its messages goes on where it was."""
         progress, state = self._start.progress, run.ctx.state
-        if progress is not None and hasattr(state, "output_retries_used"):
+        if progress is None:
+            return
+        if hasattr(state, "output_retries_used"):
             state.output_retries_used = progress.output_retries
-
-    def reason(self, error: BaseException) -> BaseException:
-        """Why the run fails: the failure of a tool, if this is what it raised."""
-        return next((failure for failure in self._failures if failure.__cause__ is error), error)
+        # A response that is there already passes through the node that counts it.
+        state.run_step = progress.steps - (self._completed is not None)
+        run.ctx.deps.prompt = self._start.conversation.prompt
 
     # What the recording toolset asks for.
 

@@ -98,7 +98,14 @@ class Runs:
             case "expired":
                 raise RunExpired
             case "created" if not new.retry_of:
-                known = {"status": "queued", "createdAt": made[0], "token": 0, "lastSeq": 0, **fields}
+                known = {
+                    "status": "queued",
+                    "createdAt": made[0],
+                    "token": 0,
+                    "lastSeq": 0,
+                    "requestHash": digest,
+                    **fields,
+                }
                 as_stored = {name: v if isinstance(v, bytes) else str(v).encode() for name, v in known.items()}
                 return RunRecord(run_id, as_stored), True
             case outcome:
