@@ -162,18 +162,29 @@ class Durability(AbstractCapability[Any]):
 
     Args:
         wrap: Puts the recording toolset around all others.
-        completed: A response that an earlier attempt has had from the model already: it is used instead of a request.
     """
 
-    def __init__(
-        self, wrap: Callable[[AbstractToolset[Any]], AbstractToolset[Any]], completed: ModelResponse | None
-    ) -> None:
+    def __init__(self, wrap: Callable[[AbstractToolset[Any]], AbstractToolset[Any]]) -> None:
         self._wrap = wrap
-        self._completed = completed
 
     def get_wrapper_toolset(self, toolset: AbstractToolset[Any]) -> AbstractToolset[Any]:
         """Wrap the assembled toolset."""
         return self._wrap(toolset)
+
+
+class Resumption(AbstractCapability[Any]):
+    """Uses a response that an earlier attempt has had from the model already, instead of a request.
+
+    It comes before all other capabilities: what they made of that request is in the conversation, and must not be made
+    of it again.
+    """
+
+    def __init__(self, completed: ModelResponse) -> None:
+        self._completed: ModelResponse | None = completed
+
+    def get_ordering(self) -> CapabilityOrdering:
+        """Before all others."""
+        return CapabilityOrdering(position="outermost")
 
     async def before_model_request(self, ctx: RunContext[Any], request_context: Any) -> Any:  # noqa: ARG002
         """Use the response that is there."""

@@ -27,7 +27,7 @@ from durable.checkpoint import Progress
 from durable.chunks import Chunk, ErrorInfo, ToolError, ToolErrorPayload, VoidRange
 from durable.definition import AgentDefinition
 from durable.execution.failures import ToolFailure
-from durable.execution.recording import Durability, RecordingToolset, Telling
+from durable.execution.recording import Durability, RecordingToolset, Resumption, Telling
 from durable.execution.start import StartPoint
 from durable.execution.tail import Tail
 from durable.probes import Point, Probe, silent
@@ -149,6 +149,8 @@ class Turn:
                     node = await self._call_tools(run, node)
                 else:
                     node = await run.next(node)
+                    if Agent.is_call_tools_node(node):  # of a checkpoint: no request counts its step
+                        run.ctx.state.run_step = self._steps
                 self.usage, self.messages = run.usage, run.all_messages()
         # Only now: hooks after the run may change its result, and those on errors may make one.
         result = run.result
@@ -244,6 +246,7 @@ class Turn:
         elif progress is not None:
             prompt, history, usage = None, progress.messages, copy(progress.usage)
         settings: Any = self._request.model_settings
+        resumption = [Resumption(self._completed)] if self._completed is not None else []
         if self._request.retries:
             # The run itself asks again: its provider's client must not.
             settings = {"max_retries": 0, **(settings or {})}
@@ -258,7 +261,7 @@ class Turn:
             # Pydantic AI refuses a run id that the history has.
             run_id=f"{run_id}.{self._writer.lease.token}",
             conversation_id=run_id,
-            capabilities=[Durability(self._wrap, self._completed), Telling(self._tell)],
+            capabilities=[Durability(self._wrap), Telling(self._tell), *resumption],
         )
 
     def _wrap(self, toolset: Any) -> RecordingToolset:
@@ -296,9 +299,12 @@ class Turn:
             return
         if hasattr(state, "output_retries_used"):
             state.output_retries_used = progress.output_retries
-        # A response that is there already passes through the node that counts it.
-        state.run_step = progress.steps - (self._completed is not None)
+        state.run_step = progress.steps - 1  # the step that is gone on with has yet to be entered
         run.ctx.deps.prompt = self._start.conversation.prompt
+
+    def reason(self, error: BaseException) -> BaseException:
+        """Why the run fails: the failure of a tool, if this is what it raised."""
+        return next((failure for failure in self._failures if failure.__cause__ is error), error)
 
     # What the recording toolset asks for.
 
