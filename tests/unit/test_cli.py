@@ -58,10 +58,27 @@ def test_run_prints_the_run_id_and_the_text_as_it_flows(api: ScriptedApi) -> Non
 
 
 def test_run_sends_its_options(api: ScriptedApi) -> None:
-    options = ("--run-id", "r-7", "--max-steps", "4", "--metadata", "team=blue", "--metadata", "q=a=b")
+    options = (
+        "--run-id",
+        "r-7",
+        "--max-steps",
+        "4",
+        "--retries",
+        "2",
+        "--metadata",
+        "team=blue",
+        "--metadata",
+        "q=a=b",
+    )
     assert durable(api, "run", "echo", "hi", "--detach", *options).exit_code == 0
     body = json.loads(api.requests[0][3])
-    assert body == {"prompt": "hi", "runId": "r-7", "maxSteps": 4, "metadata": {"team": "blue", "q": "a=b"}}
+    assert body == {
+        "prompt": "hi",
+        "runId": "r-7",
+        "maxSteps": 4,
+        "retries": 2,
+        "metadata": {"team": "blue", "q": "a=b"},
+    }
 
 
 def test_run_detached_prints_nothing_but_the_id_to_standard_output(api: ScriptedApi) -> None:
