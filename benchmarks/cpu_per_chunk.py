@@ -30,6 +30,7 @@ NOTES = (
 MEMORY_COLUMNS = ("log", "chunks", "entries", "payload B/chunk", "memory B/chunk", "more than payload B/chunk")
 PROFILE_COLUMNS = ("part", "bare agent µs/delta", "engine µs/delta")
 PLACES = (
+    ("durable: writer and appender", "/durable/writer"),
     ("durable: writer and appender", "/durable/appender"),
     ("durable: translation", "/durable/translate/"),
     ("durable: chunks", "/durable/chunks/"),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from durable.appender import Appender, Ending, RunWriter
+from durable.appender import Appender
 from durable.chunks import Finish, FinishPayload, PartTextPayload, StepResult, TextDelta, TurnOutput, Usage
 from durable.leases import Lease, claim
 from durable.runs import NewRun, RunRequest, Runs
 from durable.settings import Settings
 from durable.store import Store
+from durable.writer import Ending, RunWriter
 
 WORD = "word "
 

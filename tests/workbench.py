@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from pydantic import SecretStr
 
-from durable.appender import Appender, Ending, RunWriter
+from durable.appender import Appender
 from durable.chunks import (
     Chunk,
     Finish,
@@ -26,6 +26,7 @@ from durable.observer import Hub, Observer
 from durable.runs import NewRun, RunRequest, Runs
 from durable.settings import Settings
 from durable.store import Store
+from durable.writer import Ending, RunWriter
 
 
 class Workbench:

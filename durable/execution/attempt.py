@@ -18,7 +18,6 @@ from pydantic_ai.exceptions import RunCancelled
 from pydantic_ai.messages import ModelMessage, ModelResponse
 
 from durable import checkpoint
-from durable.appender import Ending, RunWriter
 from durable.chunks import (
     AbortPayload,
     Chunk,
@@ -42,6 +41,7 @@ from durable.runs import RunRecord, RunRequest, cancelled_chunks
 from durable.settings import Settings
 from durable.translate import to_json_value
 from durable.translate.steps import usage_of
+from durable.writer import Ending, RunWriter
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from functools import partial
 
 from pydantic_ai import Agent
 
-from durable.appender import Appender, RunWriter
+from durable.appender import Appender
 from durable.chunks import AbortPayload, ErrorInfo
 from durable.conversation import Conversation, read_conversation
 from durable.definition import AgentDefinition
@@ -30,6 +30,7 @@ from durable.probes import Point, Probe, silent
 from durable.runs import WAKE_GRACE, RunRecord, RunRequest, Runs
 from durable.settings import Settings
 from durable.store import UNAVAILABLE, Store, close_pubsub, text
+from durable.writer import RunWriter
 
 log = logging.getLogger(__name__)
 

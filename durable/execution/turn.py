@@ -22,7 +22,6 @@ from pydantic_ai.usage import RunUsage
 from pydantic_graph import End
 
 from durable import checkpoint, ledger
-from durable.appender import Note, RunWriter
 from durable.checkpoint import Progress
 from durable.chunks import Chunk, ErrorInfo, ToolError, ToolErrorPayload, VoidRange
 from durable.definition import AgentDefinition
@@ -35,6 +34,7 @@ from durable.runs import RunRequest
 from durable.settings import Settings
 from durable.tools import ToolContext
 from durable.translate import Translator, outcome_chunk
+from durable.writer import Note, RunWriter
 
 MISSING: Any = object()
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from durable.appender import LARGEST_BATCH, LONGEST_MERGE, RunWriter
 from durable.chunks import (
     Chunk,
     PartPayload,
@@ -24,6 +23,7 @@ from durable.chunks import (
 )
 from durable.dev.redis_server import PrivateRedis
 from durable.errors import LeaseLost
+from durable.writer import LARGEST_BATCH, LONGEST_MERGE, RunWriter
 from tests.conftest import eventually
 from tests.workbench import Workbench, completed, delta, finish, on, step_start
 

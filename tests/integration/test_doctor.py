@@ -13,12 +13,12 @@ from pydantic_ai.models.test import TestModel
 from typer.testing import CliRunner
 
 from durable import Client, create_durable_agent, ledger
-from durable.appender import Note
 from durable.chunks import ToolResult, ToolResultPayload
 from durable.cli import app
 from durable.doctor import Doctor, Finding
 from durable.leases import release
 from durable.settings import Settings
+from durable.writer import Note
 from tests.deployment import Deployment
 from tests.workbench import Workbench, completed, delta, finish, step_start
 

@@ -12,10 +12,10 @@ from typing import Any, cast
 import pytest
 
 from durable import observer
-from durable.appender import RunWriter
 from durable.dev.redis_server import PrivateRedis
 from durable.errors import InvalidRequest, RunExpired, StoreUnavailable, UnknownRun
 from durable.observer import LONGEST_QUEUE, Hub
+from durable.writer import RunWriter
 from tests.conftest import eventually
 from tests.workbench import Workbench, completed, delta, finish, on
 
@@ -154,7 +154,7 @@ class Deaf(Hub):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.missed = 0
-        self._dice = random.Random(7)  # noqa: S311 - the same luck in each run of the test
+        self._dice = random.Random(7)
 
     def _deliver(self, channel: str, data: bytes) -> None:
         if self._dice.random() < self.chance:

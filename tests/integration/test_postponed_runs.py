@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator
 import pytest
 
 from durable.announcements import Announcements
-from durable.appender import Note, RunWriter
 from durable.diagnosis import Circumstances, diagnose, examine
 from durable.errors import UnknownRun
 from durable.leases import Refusal, claim, release
 from durable.runs import RunRecord
 from durable.settings import Settings
 from durable.sweeper import Sweeper
+from durable.writer import Note, RunWriter
 from tests.conftest import eventually
 from tests.workbench import Workbench, delta, step_start
 

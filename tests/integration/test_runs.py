@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from durable.appender import RunWriter
 from durable.chunks import parse
 from durable.errors import InvalidRequest, LeaseLost, RunConflict, RunEnded, RunExpired, UnknownRun
 from durable.leases import Lease, LeaseKeeper, Refusal, claim, release
 from durable.runs import NewRun, RunRecord
 from durable.scripts import CLAIM
 from durable.store import text
+from durable.writer import RunWriter
 from tests.conftest import eventually
 from tests.workbench import Workbench, completed, delta, finish, new_run, on
 

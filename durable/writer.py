@@ -1,0 +1,331 @@
+"""A run's writer: it gathers chunks, and cuts them into batches.
+
+Who writes never waits for Redis: `RunWriter.write` only puts a chunk aside. A writer has at most one batch under way
+and numbers them, so that a batch which is sent again after a broken connection is written once, and order is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from durable.chunks import Chunk, ReasoningDelta, StepStart, TextDelta, ToolCallDelta, encode_body
+from durable.errors import DurableError, LeaseLost
+from durable.leases import Lease
+from durable.scripts import APPEND, FINISH, Arg, Script
+from durable.settings import Settings
+from durable.store import Store, text
+
+log = logging.getLogger(__name__)
+
+LONGEST_MERGE: Final = 16_384
+"""Characters beyond which a delta takes no more neighbours."""
+LARGEST_BATCH: Final = 500
+"""Chunks in one entry, at most."""
+LARGEST_BATCH_BYTES: Final = 1_048_576
+
+
+class Sender(Protocol):
+    """Sends the batches of writers."""
+
+    store: Store
+    settings: Settings
+
+    def enqueue(self, writer: RunWriter) -> None:
+        """Send the writer's batch soon."""
+
+
+class _Piece:
+    """A chunk that waits. A delta stays open for its neighbours of the same part; all else is encoded at once."""
+
+    __slots__ = ("_chunk", "_texts", "body", "key", "note", "size")
+
+    def __init__(self, chunk: Chunk | None, key: str | None, text: str, note: Note | None = None) -> None:
+        self._chunk = chunk
+        self._texts = [text]
+        self.key = key
+        self.body = b"" if key or chunk is None else encode_body(chunk)
+        self.note = note
+        self.size = len(text) if key else len(self.body)
+
+    @property
+    def is_chunk(self) -> bool:
+        return self._chunk is not None
+
+    def add(self, text: str) -> None:
+        self._texts.append(text)
+        self.size += len(text)
+
+    def encode(self) -> bytes:
+        """The chunk's body; b"" when there is only a note."""
+        chunk, merged = self._chunk, "".join(self._texts)
+        if self.key is None or chunk is None:
+            return self.body
+        if isinstance(chunk, ToolCallDelta):
+            payload: Any = chunk.payload.model_copy(update={"args_text_delta": merged})
+        else:
+            payload = chunk.payload.model_copy(update={"text": merged})
+        return encode_body(chunk.model_copy(update={"payload": payload}))
+
+
+def _delta(chunk: Chunk) -> tuple[str | None, str]:
+    """What a delta may be merged by, and its text. `(None, "")` for any other chunk."""
+    match chunk:
+        case TextDelta() | ReasoningDelta() if chunk.payload.provider_metadata is None:
+            return f"{chunk.type} {chunk.payload.id}", chunk.payload.text
+        case ToolCallDelta():
+            return f"{chunk.type} {chunk.payload.tool_call_id}", chunk.payload.args_text_delta
+        case _:
+            return None, ""
+
+
+@dataclass(frozen=True)
+class Note:
+    """What is stored in the same step as a chunk.
+
+    Attributes:
+        checkpoint: A checkpoint's entry, or b"".
+        field: The field of a ledger entry, or "".
+        value: The ledger entry.
+        progress: Whether the run has got on with it.
+    """
+
+    checkpoint: bytes = b""
+    field: str = ""
+    value: bytes = b""
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The end of a run: its terminal status, its last checkpoint entry, and fields of its record."""
+
+    status: str
+    checkpoint: bytes
+    fields: dict[str, bytes | str]
+
+
+@dataclass(eq=False)
+class _Batch:
+    """Chunks and notes that are written in one step."""
+
+    number: int
+    bodies: list[bytes]
+    notes: list[Note]
+    ending: Ending | None
+    done: asyncio.Future[str] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class RunWriter:
+    """Writes the chunks of one attempt.
+
+    Args:
+        sender: Sends the batches.
+        lease: The claim that fences the writes.
+
+    Attributes:
+        last_seq: The log's newest seq, as far as this writer knows.
+        on_fenced: Called when Redis refuses a write because the run has another owner, or has ended.
+    """
+
+    def __init__(self, sender: Sender, lease: Lease) -> None:
+        self.lease = lease
+        self.on_fenced: Callable[[], None] = lambda: None
+        self.last_seq = lease.last_seq
+        self.under_way: _Batch | None = None
+        self._sender = sender
+        self._patience = sender.settings.flush_ms / 1000
+        self._pieces: list[_Piece] = []
+        self._size = 0
+        self._number = 0
+        self._urgent = False
+        self._first_delta = False
+        self._sent_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._error: DurableError | None = None
+        self._changed = asyncio.Event()
+
+    def write(self, chunk: Chunk, note: Note | None = None) -> None:
+        """Put a chunk aside; it is sent soon, in order. Once the run is lost, chunks are dropped.
+
+        The first delta of a step leaves at once, and so does everything that is no delta.
+
+        Args:
+            chunk: What observers see.
+            note: What is stored in the same step.
+        """
+        if self._error is not None:
+            return
+        if note is not None:
+            self._put(_Piece(chunk, None, "", note))
+            return
+        key, piece_text = _delta(chunk)
+        last = self._pieces[-1] if self._pieces else None
+        if key and last and last.key == key and self._patience and last.size < LONGEST_MERGE:
+            last.add(piece_text)
+            self._size += len(piece_text)
+        else:
+            self._pieces.append(_Piece(chunk, key, piece_text))
+            self._size += self._pieces[-1].size
+        if key is None or self._first_delta:
+            self._urgent = True
+            self._first_delta = isinstance(chunk, StepStart) or (key is None and self._first_delta)
+        self._schedule()
+
+    def note(self, note: Note) -> None:
+        """Put aside what observers do not see."""
+        if self._error is None:
+            self._put(_Piece(None, None, "", note))
+
+    @property
+    def next_seq(self) -> int:
+        """The seq that the next chunk gets, as long as nobody else writes to this log."""
+        under_way = len(self.under_way.bodies) if self.under_way is not None else 0
+        return self.last_seq + under_way + sum(1 for piece in self._pieces if piece.is_chunk) + 1
+
+    @property
+    def full(self) -> bool:
+        """Whether more waits for Redis than may: then `room` is worth awaiting."""
+        return self._size > self._sender.settings.max_buffer_bytes
+
+    async def room(self) -> None:
+        """Wait until the buffer is not full.
+
+        Raises:
+            LeaseLost: The run has another owner.
+        """
+        await self._until(lambda: not self.full)
+
+    async def flush(self) -> None:
+        """Wait until all that was put aside is in the log.
+
+        Raises:
+            LeaseLost: The run has another owner, or Redis was away for longer than the lease.
+        """
+        await self._until(lambda: not self._pieces and self.under_way is None)
+
+    async def finish(self, ending: Ending, *chunks: Chunk) -> bool:
+        """Write the last chunks and end the run, in one step; False when a cancel came before.
+
+        Raises:
+            LeaseLost: The run has another owner.
+        """
+        await self.flush()
+        self._pieces.extend(_Piece(chunk, None, "") for chunk in chunks)
+        batch = self._send(ending)
+        verdict = await batch.done
+        return verdict != "cancel"
+
+    def fail(self, error: DurableError) -> None:
+        """Write no more, and drop what was not sent."""
+        self._error = self._error or error
+        self._pieces.clear()
+        batch, self.under_way = self.under_way, None
+        if batch is not None and not batch.done.done():
+            batch.done.set_exception(self._error)
+            batch.done.exception()  # whoever waits for it gets it; nobody has to
+        self._stop_timer()
+        self._changed.set()
+
+    def call(self) -> tuple[Script, list[str], list[Arg]]:
+        """The script, keys and arguments that write the batch under way."""
+        batch, store, run_id, token = self.under_way, self._sender.store, self.lease.run_id, self.lease.token
+        if batch is None:
+            raise LookupError("no batch is under way")
+        keys = store.keys
+        args: list[Arg] = [keys.channel(run_id), token, f"a{token}", batch.number, len(batch.bodies)]
+        args.append(b"\n".join(batch.bodies))
+        names = [keys.run(run_id), keys.log(run_id), keys.checkpoints(run_id), keys.ledger(run_id)]
+        if batch.ending is None:
+            args.append("1" if any(note.progress for note in batch.notes) else "0")
+            args.append(next((note.checkpoint for note in batch.notes if note.checkpoint), b""))
+            for note in batch.notes:
+                args += [note.field, note.value] if note.field else []
+            return APPEND, names, args
+        names += [keys.request(run_id), keys.tombstone(run_id), keys.leases]
+        args += ["", batch.ending.checkpoint, run_id, batch.ending.status, keys.status_indexes]
+        args.append(self._sender.settings.tombstone_seconds)
+        for item in batch.ending.fields.items():
+            args += item
+        return FINISH, names, args
+
+    def acknowledge(self, reply: Any) -> None:
+        """Take the answer to the batch under way."""
+        batch, self.under_way = self.under_way, None
+        verdict = text(reply[0])
+        if verdict == "fenced":
+            log.warning("run %s: a write of attempt %d was refused", self.lease.run_id, self.lease.token)
+        if batch is None:
+            return
+        if verdict in {"fenced", "gap"}:
+            self.under_way = batch
+            self.fail(LeaseLost())
+            self.on_fenced()
+            return
+        if verdict == "cancel":
+            self._number -= 1
+        else:
+            self.last_seq = int(reply[2])
+        if not batch.done.done():
+            batch.done.set_result(verdict)
+        self._size = sum(piece.size for piece in self._pieces)
+        self._changed.set()
+        self._schedule()
+
+    def _put(self, piece: _Piece) -> None:
+        self._pieces.append(piece)
+        self._size += piece.size
+        self._urgent = True
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._pieces or self.under_way is not None:
+            return  # what waits behind a batch leaves when that is acknowledged
+        now = asyncio.get_running_loop().time()
+        wait = 0.0 if self._urgent else self._sent_at + self._patience - now
+        if wait <= 0:
+            self._send()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(wait, self._send)
+
+    def _send(self, ending: Ending | None = None) -> _Batch:
+        self._stop_timer()
+        self._sent_at = asyncio.get_running_loop().time()
+        count = len(self._pieces) if ending is not None else self._fitting()
+        pieces = self._pieces[:count]
+        bodies = [body for piece in pieces if (body := piece.encode())]
+        notes = [piece.note for piece in pieces if piece.note is not None]
+        del self._pieces[:count]
+        self._urgent = self._urgent and bool(self._pieces)
+        self._number += 1
+        self.under_way = _Batch(self._number, bodies, notes, ending)
+        self._sender.enqueue(self)
+        return self.under_way
+
+    def _fitting(self) -> int:
+        """How many of the waiting chunks make the next entry."""
+        count = size = 0
+        for piece in self._pieces[:LARGEST_BATCH]:
+            if count and size + piece.size > LARGEST_BATCH_BYTES:
+                break
+            count, size = count + 1, size + piece.size
+            if piece.note is not None and piece.note.checkpoint:
+                break  # the log's last seq at a checkpoint is that of its own chunk
+        return count
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while self._error is None and not condition():
+            self._changed.clear()
+            self._urgent = bool(self._pieces)
+            self._schedule()
+            await self._changed.wait()
+        if self._error is not None:
+            raise self._error
