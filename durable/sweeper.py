@@ -11,6 +11,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, cast
 
+from redis.exceptions import RedisError, ResponseError
+
 from durable.errors import DurableError, StoreUnavailable
 from durable.runs import WAKE_GRACE, RunRecord, Runs
 from durable.scripts import REQUEUE
@@ -66,8 +68,8 @@ class Sweeper:
             try:
                 if await self._leads() and await self._trustworthy():
                     await self.sweep()
-            except DurableError as error:
-                log.warning("the sweep is postponed: %s", error.message)
+            except (DurableError, RedisError) as error:
+                log.warning("the sweep is postponed: %s", type(error).__name__)
             await asyncio.sleep(self._settings.sweep_seconds)
 
     async def sweep(self) -> int:
@@ -120,6 +122,9 @@ class Sweeper:
 
     async def _trustworthy(self) -> bool:
         """Whether leases can have been renewed: right after Redis was away, they all look expired."""
-        async with self._store.guard():
-            info = await self._store.redis.info("server")
+        try:
+            async with self._store.guard():
+                info = await self._store.redis.info("server")
+        except ResponseError:
+            return True  # a server that does not tell (INFO forbidden, or not there): leases are all there is to go by
         return float(info.get("uptime_in_seconds", 1e9)) > self._settings.lease_seconds

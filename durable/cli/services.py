@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,14 +43,25 @@ def use_working_folder() -> None:
         sys.path.insert(0, folder)
 
 
+def with_defaults(args: list[str]) -> list[str]:
+    """Celery's options, with ours where none is given: a name of its own, as two workers of one machine may not share
+    one, and a line for each run in the log."""
+    given = {arg.partition("=")[0] for arg in args}
+    # A short option may have its value in the same word.
+    given |= {arg[:2] for arg in args if arg[:1] == "-" and arg[:2] != "--"}
+    name = [] if given & {"-n", "--hostname"} else [f"--hostname=worker-{secrets.token_hex(3)}@%h"]
+    level = [] if given & {"-l", "--loglevel"} else ["--loglevel=info"]
+    return [*name, *level, *args]
+
+
 def worker(context: typer.Context) -> None:
-    """Start a worker. All further options are Celery's, for example --concurrency 50 --loglevel info."""
+    """Start a worker. All further options are Celery's, for example --concurrency 50 --loglevel warning."""
     with reporting():
         settings_with()
         use_working_folder()
         celery_app = load_part("worker", "app").app
         try:
-            celery_app.worker_main(["worker", *context.args])
+            celery_app.worker_main(["worker", *with_defaults(context.args)])
         except click.ClickException as error:  # Celery's parser, which leaves it to us
             error.show()
             raise typer.Exit(Exit.USAGE) from None

@@ -22,6 +22,7 @@ from rich.table import Table
 from durable.dev.ports import LOOPBACK, free_port_near
 from durable.dev.redis_server import PrivateRedis
 from durable.dev.stack import Service, Stack, StopRequested
+from durable.errors import ConfigurationError
 from durable.settings import Settings
 from durable.views import AgentPage
 
@@ -132,8 +133,10 @@ def dev(settings: Settings, *, workers: int = 1, flower: bool = True, output: Te
         The exit code: 0 after Ctrl-C or SIGTERM, 1 when a service ended by itself.
 
     Raises:
-        ConfigurationError: A service could not be started.
+        ConfigurationError: No agents are named, or a service could not be started.
     """
+    if not settings.agents:
+        raise ConfigurationError("There is nothing to execute: set DURABLE_AGENTS=package.module first.")
     console = Console(file=output, highlight=False)
     with contextlib.ExitStack() as cleanup:
         stack = Stack(output, handle_signals=True)
