@@ -1,7 +1,7 @@
 # The whole life of a working copy. `make` alone lists what there is.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test dev lint format bench lock clean
+.PHONY: help demo test test-resume chaos dev lint format bench lock clean
 
 # The first Python that is new enough; `make PYTHON=/path/to/python …` chooses another.
 IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
@@ -16,13 +16,29 @@ SOURCES := durable worker api tests examples benchmarks
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help: ## List these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED) ## Show one run from submit to three observers, then stop everything
 	@$(BIN)/python examples/demo.py
 
 test: $(INSTALLED) ## Run the test suite (ARGS="tests/unit -x" narrows it)
 	@$(BIN)/pytest $(ARGS)
+
+# Two tests are left out: they say that a run has one attempt.
+test-resume: $(INSTALLED) ## Run the functional tests with every run given back and resumed after each step
+	@DURABLE_TEST_ALWAYS_RESUME=1 $(BIN)/pytest tests/integration/test_parity.py tests/chaos/test_always_resume.py \
+		tests/acceptance/test_api.py tests/acceptance/test_providers.py tests/acceptance/test_any_input.py \
+		tests/acceptance/test_event_source.py tests/acceptance/test_bad_input.py \
+		--deselect tests/acceptance/test_api.py::TestRun::test_an_ended_run_tells_all_about_itself \
+		--deselect tests/acceptance/test_api.py::TestStream::test_every_frame_has_its_seq_as_id_and_the_last_is_final $(ARGS)
+
+SECONDS ?= 600
+SEED ?= 1
+chaos: $(INSTALLED) ## Crash everywhere, kill for SECONDS=600 with SEED=1, and break on purpose; reports in build/chaos/
+	@CHAOS=all SEED=$(SEED) $(BIN)/pytest tests/chaos
+	@$(BIN)/python -m tests.chaos --seconds $(SECONDS) --seed $(SEED) --report build/chaos
+	@echo "With fencing broken on purpose, the loop has to find faults:"
+	@$(BIN)/python -m tests.chaos --seconds 90 --seed $(SEED) --sabotage fencing
 
 dev: $(INSTALLED) ## Run Redis, a worker, the API and Flower here until Ctrl-C
 	@DURABLE_AGENTS="$${DURABLE_AGENTS-examples.agents}" $(BIN)/durable dev

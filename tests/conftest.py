@@ -19,6 +19,8 @@ from tests.deployment import Deployment
 pytest_plugins = ["tests.provider_wire.fixtures"]
 
 GIVEN_REDIS = os.environ.get("DURABLE_REDIS_URL")
+ALWAYS_RESUME = os.environ.get("DURABLE_TEST_ALWAYS_RESUME") == "1"
+"""Whether every run is given back after each step and rebuilt from what is stored: `make test-resume`."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -54,6 +56,7 @@ def settings(redis_url: str) -> Settings:
         lease_seconds=1,
         heartbeat_seconds=0.25,
         grace_seconds=0.5,
+        always_resume=ALWAYS_RESUME,
     )
 
 
@@ -68,7 +71,12 @@ async def store(settings: Settings) -> AsyncIterator[Store]:
 @pytest.fixture(scope="session")
 def deployment(redis_url: str) -> Iterator[Deployment]:
     """One worker and one API server with the scripted agents, for all tests that do not end them."""
-    with Deployment(redis_url, env={"DURABLE_LEASE_SECONDS": "2", "DURABLE_HEARTBEAT_SECONDS": "0.5"}) as found:
+    env = {
+        "DURABLE_LEASE_SECONDS": "2",
+        "DURABLE_HEARTBEAT_SECONDS": "0.5",
+        "DURABLE_ALWAYS_RESUME": str(ALWAYS_RESUME),
+    }
+    with Deployment(redis_url, env=env) as found:
         found.start_api()
         found.start_worker()
         yield found

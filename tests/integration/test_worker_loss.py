@@ -133,13 +133,13 @@ def test_a_worker_that_is_stopped_hands_over_between_two_steps(site: Site) -> No
         stop_child(other)
     slow = site.deployment.start_worker(grace_seconds=20)
     other = site.deployment.start_worker(grace_seconds=20)
-    run_id = site.caller.submit('call wait {"ms": 800}')
+    run_id = site.caller.submit('call wait {"ms": 2500}')
     wait_for(lambda: bool(of_type(site.caller.log(run_id), "tool-output")), what="the tool to begin")
     owner = site.owner(run_id)
     assert owner in {slow, other}
     assert stop_child(owner) == 0
     end, log = site.caller.ended(run_id), site.caller.log(run_id)
-    assert (end["status"], end["attempt"], end["output"]) == ("completed", 2, "The tool said waited 800 ms ")
+    assert (end["status"], end["attempt"], end["output"]) == ("completed", 2, "The tool said waited 2500 ms ")
     assert len(of_type(log, "response-metadata")) == 2, "no model call was repeated"
     assert len(of_type(log, "tool-output")) == 1, "no tool call was repeated"
     assert not [start for start in of_type(log, "step-start") if "void" in start]

@@ -1,0 +1,103 @@
+"""Compares a run that was torn with one that never was: what counts has to be the same."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, Final
+
+from durable import ledger
+from durable.chunks import Chunk
+from durable.fold import Folder
+from tests.chaos.effective import counted, effective
+from tests.chaos.forks import Report
+from tests.chaos.stage import Stage
+
+CALLS: Final = [f"c{number}" for number in range(1, 11)]
+"""The calls of `everything`."""
+
+
+class Reference:
+    """The run that never crashed.
+
+    Attributes:
+        passed: How often each point is passed.
+        chunks: Its log.
+        record: Its record's output and usage.
+        messages: Its conversation.
+        ledger: Its recorded outcomes.
+        effects: How often each call was executed, by its key without the run's id; and each model request.
+    """
+
+    def __init__(self) -> None:
+        self.passed: dict[str, int] = {}
+        self.chunks: list[Chunk] = []
+        self.record: tuple[Any, Any, str] = (None, None, "")
+        self.messages: list[Any] = []
+        self.ledger: dict[str, bytes] = {}
+        self.effects: Counter[str] = Counter()
+
+    @classmethod
+    async def of(cls, stage: Stage, run_id: str, report: Report) -> Reference:
+        """What came of a run."""
+        found = cls()
+        record = await stage.record(run_id)
+        found.passed = report.passed
+        found.chunks = await stage.bench.chunks(run_id)
+        found.record = (record.json("output"), record.view().usage, record.status)
+        found.messages = await stage.messages(run_id)
+        found.ledger = await stage.bench.runs.ledger(run_id)
+        found.effects = Counter(effect.key.removeprefix(run_id) for effect in stage.effects(run_id))
+        return found
+
+
+async def recorded(stage: Stage, run_id: str) -> set[str]:
+    """The calls that are complete, by their key without the run's id."""
+    return {
+        f":{field}"
+        for field, entry in (await stage.bench.runs.ledger(run_id)).items()
+        if ledger.decode(entry) is not None
+    }
+
+
+async def compare(stage: Stage, whole: Reference, run_id: str, where: str, *, torn: int, complete: set[str]) -> None:
+    """What counts of the run is what counts of the one that never crashed."""
+    found = await Reference.of(stage, run_id, Report(crashed=False))
+    assert found.record == whole.record, where
+    assert found.messages == whole.messages, where
+    assert found.ledger == whole.ledger, where
+    compare_logs(found.chunks, whole.chunks, where)
+    compare_effects(found.effects, whole.effects, where, torn)
+    assert {key: found.effects[key] for key in complete} == {key: whole.effects[key] for key in complete}, where
+
+
+def compare_logs(found: list[Chunk], whole: list[Chunk], where: str) -> None:
+    assert [chunk.seq for chunk in found] == list(range(1, len(found) + 1)), where
+    assert [chunk.seq for chunk in found if chunk.final] == [len(found)], where
+    attempts = [chunk.attempt for chunk in found]
+    assert attempts == sorted(attempts), where
+    assert effective(found) == effective(whole), where
+    assert sorted(counted(found, "tool-call")) == sorted(CALLS), where
+    assert sorted([*counted(found, "tool-result"), *counted(found, "tool-error")]) == sorted(CALLS), where
+    ours, theirs = folder(found), folder(whole)
+    assert (ours.text, ours.reasoning, ours.object, ours.usage, ours.reason, ours.steps) == (
+        (theirs.text, theirs.reasoning, theirs.object, theirs.usage, theirs.reason, theirs.steps)
+    ), where
+
+
+def compare_effects(found: Counter[str], whole: Counter[str], where: str, torn: int) -> None:
+    """A torn call may be made once more, a torn request too; nothing else is, and nothing is left out."""
+    assert set(found) == set(whole), where
+    tools = {key: count - whole[key] for key, count in found.items() if ":" in key}
+    models = {key: count - whole[key] for key, count in found.items() if ":" not in key}
+    assert set(tools.values()) <= set(range(torn + 1)), (where, tools)
+    assert sum(models.values()) <= torn, (where, models)
+    steps = {key.split(":")[1] for key, more in tools.items() if more}
+    assert len(steps) <= 1, (where, tools)
+
+
+def folder(chunks: list[Chunk]) -> Folder:
+    """What a log adds up to."""
+    folder = Folder()
+    for chunk in chunks:
+        folder.add(chunk)
+    return folder

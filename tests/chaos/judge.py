@@ -1,0 +1,147 @@
+"""Judges runs after the fact: by their records, their logs, their effects and what their observers saw."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import orjson
+
+from durable.chunks import Chunk
+from durable.fold import Folder
+from durable.journal import read
+from durable.runs import Runs
+from durable.store import Store
+from durable.views import RunStatus
+from tests.chaos.effective import counted
+from tests.chaos.effects import Effect
+from tests.chaos.programs import Program
+
+
+def sight(chunk: Chunk) -> bytes:
+    """A chunk as an observer saw it, in a form that can be compared."""
+    return orjson.dumps(chunk.to_wire(), option=orjson.OPT_SORT_KEYS)
+
+
+@dataclass(frozen=True)
+class Followed:
+    """What one observer saw of a run, in order."""
+
+    run_id: str
+    seen: Sequence[bytes]
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(b"\n".join(self.seen)).hexdigest()
+
+
+@dataclass
+class Verdict:
+    """What was found.
+
+    Attributes:
+        counts: What there was.
+        faults: What should not be, one line each.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
+
+
+class Judge:
+    """Judges the runs of one store.
+
+    Args:
+        store: Where they are.
+        runs: Their records.
+        effects: All that was done.
+    """
+
+    def __init__(self, store: Store, runs: Runs, effects: Iterable[Effect]) -> None:
+        self._store = store
+        self._runs = runs
+        self._effects: dict[str, list[Effect]] = defaultdict(list)
+        for effect in effects:
+            if ":" in effect.key:
+                self._effects[effect.key].append(effect)
+
+    async def all(self, programs: Mapping[str, Program], cancelled: set[str], followed: Iterable[Followed]) -> Verdict:
+        """Judge all runs."""
+        verdict, digests = Verdict(), {}
+        for run_id, program in programs.items():
+            chunks = [chunk for entry in await read(self._store, run_id, 0, limit=100_000) for chunk in entry.chunks()]
+            digests[run_id] = Followed(run_id, [sight(chunk) for chunk in chunks]).digest
+            faults = await self._run(run_id, program, chunks, verdict.counts, may_be_cancelled=run_id in cancelled)
+            verdict.faults += [f"{run_id}: {fault}" for fault in faults]
+        for each in followed:
+            verdict.counts["observers"] += 1
+            if each.digest != digests[each.run_id]:
+                verdict.faults.append(f"{each.run_id}: an observer saw another log")
+        return verdict
+
+    async def _run(
+        self, run_id: str, program: Program, chunks: list[Chunk], counts: Counter[str], *, may_be_cancelled: bool
+    ) -> list[str]:
+        record = await self._runs.get(run_id)
+        counts[record.status.value] += 1
+        counts["chunks"] += len(chunks)
+        attempts = [chunk.attempt for chunk in chunks if chunk.attempt]
+        counts["takeovers"] += len(set(attempts)) - 1 if attempts else 0
+        faults = log_faults(chunks)
+        if record.status is RunStatus.COMPLETED:
+            faults += self._completed(run_id, program, chunks)
+        elif not (record.status is RunStatus.CANCELLED and may_be_cancelled):
+            faults.append(f"is {record.status}")
+        faults += self._effect_faults(run_id, chunks, counts)
+        return faults
+
+    def _completed(self, run_id: str, program: Program, chunks: list[Chunk]) -> list[str]:
+        """What is wrong with a completed run, beside its log as such."""
+        faults, folder = [], Folder()
+        for chunk in chunks:
+            folder.add(chunk)
+        if folder.text != program.text:
+            faults.append(f"its text is {folder.text!r} instead of {program.text!r}")
+        names = sorted(name.partition(":")[2] for name in program.calls)
+        if sorted(counted(chunks, "tool-call")) != names:
+            faults.append("its calls are not those of its program")
+        if sorted([*counted(chunks, "tool-result"), *counted(chunks, "tool-error")]) != names:
+            faults.append("not every call has one outcome")
+        undone = [name for name in program.calls if not self._effects[f"{run_id}:{name}"]]
+        if undone:
+            faults.append(f"calls were recorded and never made: {undone}")
+        return faults
+
+    def _effect_faults(self, run_id: str, chunks: list[Chunk], counts: Counter[str]) -> list[str]:
+        """Calls that were made after they were recorded, or twice by one attempt."""
+        faults = []
+        outcomes = {
+            chunk.payload.tool_call_id: chunk.attempt for chunk in chunks if chunk.type in {"tool-result", "tool-error"}
+        }
+        for key, made in self._effects.items():
+            if not key.startswith(f"{run_id}:"):
+                continue
+            counts["tool executions"] += len(made)
+            counts["tool calls"] += 1
+            by_attempt = Counter(effect.attempt for effect in made)
+            recorded_by = outcomes.get(key.rpartition(":")[2])
+            if max(by_attempt.values()) > 1:
+                faults.append(f"{key} was made twice by one attempt")
+            if recorded_by is not None and max(by_attempt) > recorded_by:
+                faults.append(f"{key} was made again after attempt {recorded_by} had recorded it")
+        return faults
+
+
+def log_faults(chunks: Sequence[Chunk]) -> list[str]:
+    """What is wrong with a log, whatever it says."""
+    faults = []
+    if [chunk.seq for chunk in chunks] != list(range(1, len(chunks) + 1)):
+        faults.append("its log is not dense")
+    if [chunk.seq for chunk in chunks if chunk.final] != [len(chunks)]:
+        faults.append("its log has not one final chunk at its end")
+    attempts = [chunk.attempt for chunk in chunks if chunk.attempt]
+    if attempts != sorted(attempts):
+        faults.append("an attempt wrote after a later one")
+    return faults

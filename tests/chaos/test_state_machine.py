@@ -1,0 +1,325 @@
+"""The scripts on a real Redis, driven at random, against a model of plain Python.
+
+The model knows of each run its status, its token, its log and what each writer sent; whatever a script answers and
+stores has to be what the model says. Time passes only when the model says so: leases and wake-ups are due or not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from durable.chunks import Chunk
+from durable.errors import RunEnded
+from durable.journal import read
+from durable.leases import Lease, Refusal, claim, release
+from durable.scripts import APPEND, FINISH, RENEW, REQUEUE
+from durable.store import Store, text
+from tests.workbench import Workbench, on
+
+FAR_MS: Final = 3_600_000
+EVERYWHERE: Final = os.environ.get("CHAOS") == "all"
+RUNS: Final = st.integers(0, 2)
+LIVE: Final = ("queued", "running")
+
+
+@dataclass
+class Sent:
+    """A batch that a writer has sent: what it has to get when it sends it again."""
+
+    number: int
+    bodies: list[bytes]
+    first: int
+    last: int
+
+
+@dataclass
+class Model:
+    """What is to be expected of one run.
+
+    Attributes:
+        status: Of the run.
+        token: Of its newest claim.
+        claims: Claims without progress.
+        held: Whether that claim's lease is there and not over.
+        leased: Whether it is there.
+        woken: Whether a wake-up is noted; it is always due.
+        cancelled: Whether a cancel was asked for.
+        log: Bodies and attempts, in order.
+        writers: What the writer of each token sent last.
+    """
+
+    run_id: str
+    status: str = "queued"
+    token: int = 0
+    claims: int = 0
+    held: bool = False
+    leased: bool = False
+    woken: bool = True
+    cancelled: bool = False
+    log: list[tuple[int, bytes]] = field(default_factory=list)
+    writers: dict[int, Sent] = field(default_factory=dict)
+
+    def write(self, attempt: int, bodies: list[bytes]) -> tuple[int, int]:
+        first = len(self.log) + 1
+        self.log += [(attempt, body) for body in bodies]
+        return first, len(self.log)
+
+    def end(self, status: str) -> None:
+        self.status, self.held, self.leased, self.woken = status, False, False, False
+
+
+class Runs(RuleBasedStateMachine):
+    """Up to three runs of one deployment, and everything that may happen to them."""
+
+    url = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.bench = Workbench(on(self.url, lease_seconds=FAR_MS / 1000))
+        self.store: Store = self.bench.store
+        self.keys = self.store.keys
+        self.models: list[Model] = []
+        self.words = 0
+
+    def teardown(self) -> None:
+        self.loop.run_until_complete(self.bench.store.aclose())
+        self.loop.close()
+
+    def do(self, work: Any) -> Any:
+        return self.loop.run_until_complete(work)
+
+    def bodies(self, count: int) -> list[bytes]:
+        self.words += count
+        return [b'{"type":"text-delta","payload":{"text":"%d"}}' % (self.words - i) for i in range(count)]
+
+    @precondition(lambda self: len(self.models) < 3)
+    @rule()
+    def create(self) -> None:
+        model = Model(self.do(self.bench.create()))
+        self.do(self.store.redis.zadd(self.keys.wakeups, {model.run_id: 0}, xx=True))
+        self.models.append(model)
+
+    @precondition(lambda self: self.models)
+    @rule(run=RUNS)
+    def claim(self, run: int) -> None:
+        model = self.models[run % len(self.models)]
+        found = self.do(claim(self.store, self.bench.settings, model.run_id, "me"))
+        if model.status not in LIVE:
+            assert found == Refusal("ended")
+        elif model.held:
+            assert found == Refusal("held")
+        else:
+            model.token, model.claims, model.status = model.token + 1, model.claims + 1, "running"
+            model.held, model.leased, model.woken = True, True, False
+            assert isinstance(found, Lease)
+            assert (found.token, found.last_seq, found.claims) == (model.token, len(model.log), model.claims)
+
+    @precondition(lambda self: self.models)
+    @rule(run=RUNS, behind=st.integers(0, 2), count=st.integers(0, 3), progress=st.booleans())
+    def append(self, run: int, behind: int, count: int, *, progress: bool) -> None:
+        """The next batch of a writer, of the newest token or of an older one."""
+        model = self.models[run % len(self.models)]
+        token, bodies = model.token - behind, self.bodies(count)
+        number = model.writers[token].number + 1 if token in model.writers else 1
+        answer = self.do(self._append(model, token, number, bodies, progress=progress))
+        if model.status != "running" or token != model.token:
+            assert answer == ["fenced"]
+            return
+        first, last = model.write(token, bodies)
+        model.claims = 0 if progress else model.claims
+        model.writers[token] = Sent(number, bodies, first, last)
+        assert answer == ["written", first, last]
+
+    @precondition(lambda self: any(model.writers for model in self.models))
+    @rule(run=RUNS, behind=st.integers(0, 2))
+    def append_again(self, run: int, behind: int) -> None:
+        """A batch that was written is sent again, whoever owns the run by now."""
+        model = self.models[run % len(self.models)]
+        sent = model.writers.get(model.token - behind)
+        if sent is not None:
+            answer = self.do(self._append(model, model.token - behind, sent.number, sent.bodies))
+            assert answer == ["seen", sent.first, sent.last]
+
+    @precondition(lambda self: self.models)
+    @rule(run=RUNS)
+    def append_with_a_gap(self, run: int) -> None:
+        model = self.models[run % len(self.models)]
+        sent = model.writers.get(model.token)
+        answer = self.do(self._append(model, model.token, (sent.number if sent else 0) + 2, self.bodies(1)))
+        assert answer == (["gap"] if model.status == "running" else ["fenced"])
+
+    @precondition(lambda self: self.models)
+    @rule(run=RUNS, behind=st.integers(0, 1), status=st.sampled_from(["completed", "failed", "cancelled"]))
+    def finish(self, run: int, behind: int, status: str) -> None:
+        model = self.models[run % len(self.models)]
+        token, bodies = model.token - behind, self.bodies(1)
+        sent = model.writers.get(token)
+        number = sent.number + 1 if sent else 1
+        answer = self.do(self._finish(model, token, number, bodies, status))
+        if model.status != "running" or token != model.token:
+            assert answer == ["fenced"]
+        elif model.cancelled and status != "cancelled":
+            assert answer == ["cancel"]
+        else:
+            first, last = model.write(token, bodies)
+            model.claims = 0
+            model.writers[token] = Sent(number, bodies, first, last)
+            model.end(status)
+            assert answer == ["written", first, last]
+
+    @precondition(lambda self: self.models)
+    @rule(run=RUNS)
+    def cancel(self, run: int) -> None:
+        model = self.models[run % len(self.models)]
+        cancelling = self.bench.runs.cancel(model.run_id)
+        if model.status in {"completed", "failed"}:
+            with pytest.raises(RunEnded):
+                self.do(cancelling)
+            return
+        assert self.do(cancelling) is (model.status != "cancelled")
+        if model.status == "cancelled":
+            return
+        model.cancelled = True
+        if not model.held:
+            written = self.do(self._chunks(model))[-2:]
+            assert [chunk.type for chunk in written] == ["abort", "finish"]
+            model.token += model.status == "running"
+            model.log += [(0, b""), (0, b"")]
+            model.end("cancelled")
+
+    @precondition(lambda self: self.models)
+    @rule(run=RUNS, behind=st.integers(0, 1))
+    def release(self, run: int, behind: int) -> None:
+        model = self.models[run % len(self.models)]
+        lease = Lease(model.run_id, model.token - behind, 0, 0)
+        released = self.do(release(self.store, lease, wake_after=-1))
+        assert released is (model.status == "running" and not behind)
+        if released:
+            model.status, model.held, model.leased, model.woken = "queued", False, False, True
+            model.claims = max(model.claims - 1, 0)
+
+    @precondition(lambda self: self.models)
+    @rule(run=RUNS)
+    def expire(self, run: int) -> None:
+        """The lease of a run runs out."""
+        model = self.models[run % len(self.models)]
+        member = {f"{model.run_id}:{model.token}": 0}
+        assert self.do(self.store.redis.zadd(self.keys.leases, member, xx=True, ch=True)) == model.held
+        model.held = False
+
+    @precondition(lambda self: self.models)
+    @rule(run=RUNS, behind=st.integers(0, 1))
+    def renew(self, run: int, behind: int) -> None:
+        """An owner renews: also when its time is over, as long as nobody has noticed."""
+        model = self.models[run % len(self.models)]
+        member = f"{model.run_id}:{model.token - behind}"
+        [kept] = self.do(self.store.run(RENEW, [self.keys.leases], [FAR_MS, member]))
+        assert bool(kept) is (model.leased and not behind)
+        model.held = model.held or bool(kept)
+
+    @precondition(lambda self: self.models)
+    @rule(run=RUNS, behind=st.integers(0, 1))
+    def requeue_a_lost_run(self, run: int, behind: int) -> None:
+        """A sweeper acts on a lease that it saw, now or a while ago."""
+        model = self.models[run % len(self.models)]
+        again = self.do(self._requeue(model, str(model.token - behind)))
+        assert again == (model.leased and not model.held and not behind)
+        if again:
+            model.status, model.leased, model.woken = "queued", False, True
+
+    @precondition(lambda self: self.models)
+    @rule(run=RUNS)
+    def wake_again(self, run: int) -> None:
+        """A sweeper repeats a wake-up."""
+        model = self.models[run % len(self.models)]
+        assert self.do(self._requeue(model, "")) == (model.woken and model.status == "queued")
+
+    @precondition(lambda self: any(model.log for model in self.models))
+    @rule(run=RUNS, where=st.floats(0, 1))
+    def observe(self, run: int, where: float) -> None:
+        """A reader comes from anywhere."""
+        model = self.models[run % len(self.models)]
+        after = int(where * len(model.log))
+        entries = self.do(read(self.store, model.run_id, after, limit=10_000))
+        seqs = [entry.first + i for entry in entries for i in range(len(entry.bodies))]
+        assert seqs == list(range(after + 1, len(model.log) + 1))
+
+    @invariant()
+    def the_log_and_the_record_are_as_they_should_be(self) -> None:
+        for model in self.models:
+            record = self.do(self.bench.runs.get(model.run_id))
+            assert (record.status, record.token, record.last_seq) == (model.status, model.token, len(model.log))
+            entries = self.do(read(self.store, model.run_id, 0, limit=10_000))
+            found = [(entry.attempt, body) for entry in entries for body in entry.bodies]
+            assert [(attempt, body if attempt else b"") for attempt, body in found] == model.log
+
+    @invariant()
+    def every_run_is_leased_or_waits_or_has_ended(self) -> None:
+        for model in self.models:
+            leased = self.do(self.store.redis.zscore(self.keys.leases, f"{model.run_id}:{model.token}")) is not None
+            waits = self.do(self.store.redis.zscore(self.keys.wakeups, model.run_id)) is not None
+            assert {"queued": waits and not leased, "running": leased and not waits}.get(
+                model.status, not leased and not waits
+            )
+            indexed = [
+                status
+                for status in ("queued", "running", "completed", "failed", "cancelled")
+                if self.do(self.store.redis.zscore(self.keys.runs(status=status), model.run_id)) is not None
+            ]
+            assert indexed == [model.status]
+
+    async def _chunks(self, model: Model) -> list[Chunk]:
+        return await self.bench.chunks(model.run_id)
+
+    async def _append(
+        self, model: Model, token: int, number: int, bodies: list[bytes], *, progress: bool = False
+    ) -> list[Any]:
+        run_id, keys = model.run_id, self.keys
+        names = [keys.run(run_id), keys.log(run_id), keys.checkpoints(run_id), keys.ledger(run_id)]
+        head: list[Any] = [keys.channel(run_id), token, f"a{token}", number, len(bodies), b"\n".join(bodies)]
+        return _plain(await self.store.run(APPEND, names, [*head, "1" if progress else "0", ""]))
+
+    async def _finish(self, model: Model, token: int, number: int, bodies: list[bytes], status: str) -> list[Any]:
+        run_id, keys = model.run_id, self.keys
+        names = [keys.run(run_id), keys.log(run_id), keys.checkpoints(run_id), keys.ledger(run_id)]
+        names += [keys.request(run_id), keys.tombstone(run_id), keys.leases]
+        head: list[Any] = [keys.channel(run_id), token, f"a{token}", number, len(bodies), b"\n".join(bodies)]
+        return _plain(await self.store.run(FINISH, names, [*head, "", "", run_id, status, keys.status_indexes, 60]))
+
+    async def _requeue(self, model: Model, token: str) -> bool:
+        run_id, keys = model.run_id, self.keys
+        names = [keys.run(run_id), keys.leases, keys.wakeups]
+        args: list[Any] = [run_id, token, -1000, keys.status_indexes]
+        return bool(await self.store.run(REQUEUE, names, args))
+
+
+def _plain(reply: list[Any]) -> list[Any]:
+    return [item if isinstance(item, int) else text(item) for item in reply]
+
+
+@pytest.fixture
+def machine(redis_url: str) -> type[Runs]:
+    """The machine, on the session's Redis."""
+    return type("Machine", (Runs,), {"url": redis_url})
+
+
+@pytest.mark.timeout(1800 if EVERYWHERE else 60)
+def test_the_store_is_what_the_model_says(machine: type[Runs]) -> None:
+    case: Any = machine.TestCase
+    case.settings = settings(
+        max_examples=1000 if EVERYWHERE else 40,
+        stateful_step_count=40,
+        deadline=None,
+        derandomize=not EVERYWHERE,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+    )
+    case("runTest").runTest()
