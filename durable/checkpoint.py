@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from pydantic import Field, TypeAdapter
 from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter
 from pydantic_ai.usage import RunUsage
+from pydantic_core import PydanticSerializationError, to_json
 
 from durable.chunks import Wire
 from durable.chunks.base import Json
+from durable.chunks.codec import without_surrogates
 
 _USAGE = TypeAdapter(RunUsage)
 
@@ -71,7 +73,7 @@ def encode(progress: Progress, stored: Sequence[ModelMessage]) -> bytes:
         tool_retries=progress.tool_retries,
         output_retries=progress.output_retries,
     )
-    return entry.model_dump_json(by_alias=True).encode()
+    return _to_bytes(entry)
 
 
 def encode_end(messages: Sequence[ModelMessage], stored: Sequence[ModelMessage]) -> bytes:
@@ -80,7 +82,15 @@ def encode_end(messages: Sequence[ModelMessage], stored: Sequence[ModelMessage])
     if kept == len(messages) == len(stored):
         return b""
     dumped = ModelMessagesTypeAdapter.dump_python(list(messages[kept:]), mode="json")
-    return _Entry(keep=kept, messages=dumped).model_dump_json(by_alias=True, exclude_unset=True).encode()
+    return _to_bytes(_Entry(keep=kept, messages=dumped))
+
+
+def _to_bytes(entry: _Entry) -> bytes:
+    try:
+        return entry.model_dump_json(by_alias=True, exclude_unset=True).encode()
+    except PydanticSerializationError:
+        # Half of a surrogate pair, from a model whose stream was cut inside a character: as in the log.
+        return to_json(without_surrogates(entry.model_dump(by_alias=True, exclude_unset=True)))
 
 
 def decode(history: Sequence[ModelMessage], entries: Iterable[bytes], seq: int) -> Progress | None:

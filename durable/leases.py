@@ -164,9 +164,15 @@ class LeaseKeeper:
     async def _tick(self) -> None:
         while True:
             self._ticked = time.monotonic()
+            self._touch()
+            await asyncio.sleep(min(1.0, self._settings.stall_seconds / 4))
+
+    def _touch(self) -> None:
+        try:
             if self._settings.heartbeat_file is not None:
                 self._settings.heartbeat_file.touch()
-            await asyncio.sleep(min(1.0, self._settings.stall_seconds / 4))
+        except OSError as error:
+            log.warning("the heartbeat file can't be touched: %s", error.strerror)
 
     def _keep(self) -> None:
         pause = self._settings.heartbeat_seconds
@@ -175,7 +181,7 @@ class LeaseKeeper:
                 leases = list(self._leases.values())
             if leases and time.monotonic() - self._ticked > self._settings.stall_seconds:
                 self._give_up(leases)
-                return
+                continue
             renewed = not leases or self._renew(leases)
             self._drop_overdue(leases)
             # A renewal that failed is repeated soon: each lease still has until its deadline.
@@ -228,3 +234,6 @@ class LeaseKeeper:
             except (RedisError, OSError):
                 break
         self._on_stall()
+        # Still here: who hosts agents without being a worker goes on with later runs, but has lost these.
+        for lease in leases:
+            self._lose(lease)

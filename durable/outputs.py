@@ -13,9 +13,10 @@ from typing import Any, Final, Union, get_args, get_origin, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.output import NativeOutput, PromptedOutput, TextOutput, ToolOutput
-from pydantic_core import from_json, to_json
+from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from durable.chunks.base import Json
+from durable.chunks.codec import without_surrogates
 from durable.translate import to_json_value
 
 _VALUE: Final = "output"
@@ -30,7 +31,10 @@ def output_fields(agent: AbstractAgent[Any, Any], output: Any) -> dict[str, byte
         agent: The agent that made it.
         output: What it returned; any value.
     """
-    value = to_json(to_json_value(output))
+    try:
+        value = to_json(to_json_value(output))
+    except PydanticSerializationError:
+        value = to_json(without_surrogates(to_json_value(output)))
     fields: dict[str, bytes | str] = {_VALUE: value}
     if type(output) is str:
         return fields

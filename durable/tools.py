@@ -6,7 +6,7 @@ Usable in asynchronous and synchronous tools, and in whatever they call: the cal
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final
@@ -31,6 +31,7 @@ class ToolContext:
         idempotency_key: The same in every attempt at this call, and of no other call. A tool that is interrupted may
             run again; pass the key on to whatever must not happen twice.
         write: Puts a chunk into the run's log, from the event loop.
+        room: Waits while too much waits for Redis.
         loop: The event loop of the run.
     """
 
@@ -40,6 +41,7 @@ class ToolContext:
     tool_name: str
     idempotency_key: str
     write: Callable[[Chunk], None]
+    room: Callable[[], Coroutine[Any, Any, None]]
     loop: asyncio.AbstractEventLoop
 
 
@@ -61,19 +63,43 @@ def tool_context(ctx: RunContext[Any]) -> ToolContext:
 async def emit(ctx: RunContext[Any], output: Any) -> None:
     """Tell the run's observers something while the tool is still running, as a `tool-output` chunk.
 
+    Waits while too much of this run waits for Redis.
+
     Args:
         ctx: The tool's context.
         output: Anything that has a JSON form.
 
     Raises:
         ConfigurationError: It is not called from a tool of a durable run.
+        LeaseLost: The run has another owner.
     """
-    emit_sync(ctx, output)
-    await asyncio.sleep(0)
+    await _emit(tool_context(ctx), output)
 
 
 def emit_sync(ctx: RunContext[Any], output: Any) -> None:
-    """As `emit`, for synchronous tools."""
+    """As `emit`, for synchronous tools: to be called from a thread, not from the event loop.
+
+    Raises:
+        ConfigurationError, LeaseLost: As `emit`.
+    """
     call = tool_context(ctx)
+    if _running_loop() is call.loop:
+        raise ConfigurationError("This would wait for itself: in asynchronous code use `await emit(…)`.")
+    asyncio.run_coroutine_threadsafe(_emit(call, output), call.loop).result()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+async def _emit(call: ToolContext, output: Any) -> None:
+    call.write(_chunk(call, output))
+    await call.room()
+
+
+def _chunk(call: ToolContext, output: Any) -> ToolOutput:
     payload = ToolOutputPayload(output=to_json_value(output), tool_call_id=call.tool_call_id, tool_name=call.tool_name)
-    call.loop.call_soon_threadsafe(call.write, ToolOutput(payload=payload))
+    return ToolOutput(payload=payload)

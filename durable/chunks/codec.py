@@ -80,17 +80,18 @@ def encode_body(chunk: Chunk) -> bytes:
         text = chunk.model_dump_json(by_alias=True, exclude_unset=True, exclude=_ENVELOPE_ONLY)
     except PydanticSerializationError:
         value = chunk.model_dump(by_alias=True, exclude_unset=True, exclude=_ENVELOPE_ONLY)
-        return to_json(_without_surrogates(value), inf_nan_mode="null")
+        return to_json(without_surrogates(value), inf_nan_mode="null")
     return text.encode()
 
 
-def _without_surrogates(value: Json) -> Json:
+def without_surrogates(value: Json) -> Json:
+    """The value, with text that is not valid Unicode replaced."""
     match value:
         case str():
             return value.encode("utf-8", "replace").decode()
         case dict():
-            return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
+            return {without_surrogates(key): without_surrogates(item) for key, item in value.items()}
         case list() | tuple():
-            return [_without_surrogates(item) for item in value]
+            return [without_surrogates(item) for item in value]
         case _:
             return value

@@ -159,7 +159,9 @@ class Attempt:
             return await self._hand_over()
         except RunCancelled:
             return await self._settle(await self._cancelled())
-        except (Exception, SystemExit, KeyboardInterrupt) as raised:  # noqa: BLE001 - whatever it was, the run must end
+        except GeneratorExit:
+            raise  # the event loop is gone
+        except BaseException as raised:  # noqa: BLE001 - whatever it was, the run must end
             reason = self._turn.reason(raised)
             log.warning("run %s failed: %s at %s", self.run_id, type(reason).__name__, places(reason))
             used = 0 if self._turn.advanced else self._record.retries_used
@@ -234,7 +236,11 @@ class Attempt:
 
     def _ending(self, outcome: Outcome, fields: dict[str, Any]) -> Ending:
         usage = usage_of(self._turn.usage).model_dump_json(by_alias=True, exclude_none=True)
-        messages = checkpoint.encode_end(self._turn.messages, self._turn.stored)
+        try:
+            messages = checkpoint.encode_end(self._turn.messages, self._turn.stored)
+        except Exception as error:  # noqa: BLE001 - the run ends all the same, with the conversation of its checkpoints
+            log.warning("run %s: its last messages can't be stored: %s", self.run_id, type(error).__name__)
+            messages = b""
         return Ending(outcome, messages, {"usage": usage, **fields})
 
     async def _settle(self, end: tuple[Ending, list[Chunk]]) -> Outcome:

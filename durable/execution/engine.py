@@ -13,6 +13,7 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Final
 
 from pydantic_ai import Agent
 
@@ -33,6 +34,9 @@ from durable.store import UNAVAILABLE, Store, close_pubsub, text
 from durable.writer import RunWriter
 
 log = logging.getLogger(__name__)
+
+LISTEN_SECONDS: Final = 5.0
+"""How long cancels may be silent before the runs' records are asked."""
 
 Redispatch = Callable[[RunRecord], Awaitable[None]]
 
@@ -123,10 +127,11 @@ class Engine:
         self._attempts[run_id] = None
         try:
             outcome = await self._attempt(lease)
-        except BaseException:
-            # Nothing is known of what happened; whoever comes next starts from what is stored.
+        except asyncio.CancelledError:
             await asyncio.shield(self._hand_back(lease))
             raise
+        # Whatever else is raised here is not foreseen: the lease runs out, and the claim counts. A hand-back would not,
+        # and so might go on for ever.
         finally:
             self._keeper.remove(lease)
             attempt = self._attempts.pop(run_id, None)
@@ -255,9 +260,11 @@ class Engine:
                 await pubsub.subscribe(self._store.keys.cancels)
                 await self._look_for_cancels()
                 while True:
-                    message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=None)
+                    message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=LISTEN_SECONDS)
                     if message is not None:
                         self.cancel(text(message["data"]))
+                    else:
+                        await self._look_for_cancels()  # one may have been lost
             except (StoreUnavailable, *UNAVAILABLE) as error:
                 log.warning("cancels are not heard: %s", type(error).__name__)
                 await asyncio.sleep(0.2)
@@ -266,8 +273,13 @@ class Engine:
 
     async def _look_for_cancels(self) -> None:
         """Cancels that were announced while nobody listened."""
-        for run_id in list(self._attempts):
-            async with self._store.guard():
-                asked = await self._store.redis.hexists(self._store.keys.run(run_id), "cancelRequested")
-            if asked:
+        run_ids = list(self._attempts)
+        if not run_ids:
+            return
+        async with self._store.guard(), self._store.redis.pipeline(transaction=False) as pipe:
+            for run_id in run_ids:
+                pipe.hexists(self._store.keys.run(run_id), "cancelRequested")
+            asked = await pipe.execute()
+        for run_id, is_asked in zip(run_ids, asked, strict=True):
+            if is_asked:
                 self.cancel(run_id)

@@ -91,16 +91,9 @@ class RecordingToolset(WrapperToolset[Any]):
         try:
             outcome = await _outcome(self.wrapped.call_tool(name, tool_args, ctx, tool))
             recorded = self._encode(name, outcome)
-        except (*CONTROL_FLOW, DurableError) as error:
-            if not isinstance(error, ToolResultInvalid):
+        except BaseException as error:
+            if _passes(error):
                 raise
-            return self._failed(call_id, name, error)
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            return self._failed(call_id, name, error)  # nobody cancelled this task: the tool raised it
-        except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - whatever a tool raises is recorded
             return self._failed(call_id, name, error)
         finally:
             CALL.reset(token)
@@ -148,6 +141,16 @@ async def _outcome(call: Awaitable[Any]) -> ledger.Outcome:
         return ledger.Outcome(retry=error.message)
     except ToolFailed as error:
         return ledger.Outcome(failed=error.message)
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether it is not the tool's failure: what the agent's own loop understands, or the end of this attempt."""
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is None or bool(task.cancelling())  # else nobody cancelled this task: the tool raised it
+    if isinstance(error, DurableError):
+        return not isinstance(error, ToolResultInvalid)
+    return isinstance(error, (*CONTROL_FLOW, GeneratorExit))
 
 
 def _on_crash(tool: ToolsetTool[Any]) -> str:

@@ -283,6 +283,7 @@ class Turn:
             tool_name=name,
             idempotency_key=f"{lease.run_id}:{ledger.key(self._steps, call_id)}",
             write=self._writer.write,
+            room=self._writer.room,
             loop=asyncio.get_running_loop(),
         )
 
