@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import FastAPI
+from redis.exceptions import RedisError
 
 from durable.agents import load_agents
 from durable.announcements import Announcements
@@ -22,6 +24,8 @@ from . import agents, health, inside, problems, runs
 from .body_limit import BodyLimit
 from .closing import on_stop_signals
 from .documentation import Documented
+
+log = logging.getLogger(__name__)
 
 DESCRIPTION = """
 Durable, fire-and-forget runs for Pydantic AI agents.
@@ -73,11 +77,12 @@ def _hosted(settings: Settings) -> dict[str, AgentDefinition]:
 
 
 async def _announce(announcements: Announcements, definitions: dict[str, AgentDefinition]) -> None:
-    """Announce the agents of this process, as soon as Redis is there."""
+    """Announce the agents of this process, as soon as Redis is there and takes them."""
     while definitions:
         try:
             await announcements.announce(definitions.values())
-        except StoreUnavailable:
+        except (StoreUnavailable, RedisError) as error:
+            log.warning("agents could not be announced: %s", type(error).__name__)
             await asyncio.sleep(1)
         else:
             return

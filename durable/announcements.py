@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from pydantic_ai.toolsets import FunctionToolset
+from redis.exceptions import RedisError
 
 from durable.chunks import Wire
 from durable.definition import AgentDefinition, AgentKind
@@ -164,7 +165,8 @@ class Announcements:
 async def keep_announced(
     announcements: Announcements, definitions: Iterable[AgentDefinition], worker: str, settings: Settings
 ) -> None:
-    """Announce agents and show this worker, again and again, until cancelled; also after Redis was away or emptied."""
+    """Announce agents and show this worker, again and again, until cancelled; also after Redis was away, emptied or
+    refused."""
     definitions = list(definitions)
     names = [definition.name for definition in definitions]
     pause = max(0.5, min(settings.heartbeat_seconds, LIVENESS_SECONDS / 4))
@@ -172,6 +174,6 @@ async def keep_announced(
         try:
             await announcements.announce(definitions)
             await announcements.show(worker, names)
-        except StoreUnavailable as error:
-            log.warning("agents could not be announced: %s", error.message)
+        except (StoreUnavailable, RedisError) as error:
+            log.warning("agents could not be announced: %s", type(error).__name__)
         await asyncio.sleep(pause)

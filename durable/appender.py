@@ -6,18 +6,16 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-from redis.exceptions import BusyLoadingError, NoScriptError, OutOfMemoryError, ReadOnlyError
+from redis.exceptions import NoScriptError
 
 from durable.errors import StoreUnavailable
 from durable.probes import Point, Probe, silent
 from durable.scripts import Script
 from durable.settings import Settings
-from durable.store import UNAVAILABLE, Store
+from durable.store import PASSING, Store
 from durable.writer import RunWriter
 
 log = logging.getLogger(__name__)
-
-_PASSING = (*UNAVAILABLE, BusyLoadingError, OutOfMemoryError, ReadOnlyError)
 
 
 class Appender:
@@ -70,7 +68,7 @@ class Appender:
                 for script, keys, args in calls:
                     pipe.evalsha(script.sha, len(keys), *keys, *args)
                 replies = await pipe.execute(raise_on_error=False)
-        except UNAVAILABLE as error:
+        except PASSING as error:
             log.warning("chunks wait for Redis: %s", type(error).__name__)
             return list(writers)
         self._pass(writers, before=False)
@@ -79,7 +77,7 @@ class Appender:
             if isinstance(reply, NoScriptError):
                 await self._load(script)
                 again.append(writer)
-            elif isinstance(reply, _PASSING):
+            elif isinstance(reply, PASSING):
                 again.append(writer)
             elif isinstance(reply, Exception):
                 log.error("run %s: Redis refused a batch: %s", writer.lease.run_id, type(reply).__name__)
@@ -101,5 +99,5 @@ class Appender:
     async def _load(self, script: Script) -> None:
         try:
             await self.store.redis.script_load(script.text)
-        except UNAVAILABLE:
+        except PASSING:
             return  # the next attempt finds out

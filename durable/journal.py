@@ -22,6 +22,13 @@ _CHUNK: Final = b'{"runId":"%b",%b"seq":%d,"attempt":%d,%b'
 _FRAME: Final = b"id: %d\ndata: " + _CHUNK + b"\n\n"
 
 
+LARGEST_PAGE: Final = 2**20
+"""Bytes of chunks that are read at once, unless a single entry has more."""
+_FIRST_FETCH: Final = 4
+_LARGEST_FETCH: Final = 256
+"""Entries that are asked for in one round trip: few, until it is known how large they are."""
+
+
 @dataclass(slots=True)
 class Entry:
     """Neighbouring chunks of one log, written at once. Not to be changed: all readers of a process share it.
@@ -103,19 +110,37 @@ def _origin(body: bytes) -> bytes:
     return b"" if _HAS_ORIGIN(body) else b'"from":"AGENT",'
 
 
-async def read(store: Store, run_id: str, after: int, *, limit: int = 1000) -> list[Entry]:
-    """Entries of a log that follow a cursor, oldest first.
+async def read(
+    store: Store, run_id: str, after: int, *, limit: int = 1000, max_bytes: int = LARGEST_PAGE
+) -> list[Entry]:
+    """Entries of a log that follow a cursor, oldest first; none only when the log has none.
 
     Args:
         store: Where the log is.
         run_id: The run; a log that does not exist is empty.
         after: The cursor; 0 reads from the start.
         limit: Entries, at most.
+        max_bytes: Bytes of chunks, at most; a larger entry comes alone.
 
     Raises:
         StoreUnavailable: Redis does not answer.
     """
+    page: list[Entry] = []
+    size, count, start = 0, _FIRST_FETCH, f"(0-{after}" if after else "-"
     async with store.guard():
-        rows = await store.redis.xrange(store.keys.log(run_id), f"(0-{after}" if after else "-", "+", count=limit)
-    entries = (Entry.of_stream(run_id, entry_id, fields) for entry_id, fields in cast("Rows", rows))
-    return [rest for entry in entries if (rest := entry.after(after)) is not None]
+        while len(page) < limit and size < max_bytes:
+            wanted = min(count, limit - len(page))
+            rows = cast("Rows", await store.redis.xrange(store.keys.log(run_id), start, "+", count=wanted))
+            for entry_id, fields in rows:
+                size += len(fields[b"c"])
+                if page and size > max_bytes:
+                    return page
+                rest = Entry.of_stream(run_id, entry_id, fields).after(after)
+                if rest is not None:
+                    page.append(rest)
+            if len(rows) < wanted:
+                break
+            start = f"({rows[-1][0].decode()}"
+            # As many as will fit if they are like those before.
+            count = max(1, min(count * 8, _LARGEST_FETCH, (max_bytes - size) * len(page) // max(size, 1)))
+    return page

@@ -20,7 +20,7 @@ from durable.chunks import Chunk
 from durable.errors import InvalidRequest, StoreUnavailable
 from durable.journal import Entry, read
 from durable.runs import RunRecord, Runs
-from durable.store import UNAVAILABLE, Store, close_pubsub, text
+from durable.store import PASSING, Store, close_pubsub, text
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ LONGEST_QUEUE: Final = 256
 """Entries that a slow reader may leave unread in memory; it then reads them from the log."""
 CHECK_SECONDS: Final = 2.0
 """How often a silent run's log is compared with what was heard of it."""
+LACKING: Final = "The run's log lacks chunks that were written."
 
 
 class _Follower:
@@ -36,6 +37,7 @@ class _Follower:
     def __init__(self) -> None:
         self.heard: deque[Entry] = deque()
         self.highest = 0
+        self.lacking: int | None = None  # the cursor that the log ended at, although the record counts otherwise
         self._stirred = asyncio.Event()
         self._doubt = True
         self._lapsed = False
@@ -179,7 +181,7 @@ class Hub:
                     await self._reconnect()
                     continue
                 message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=None)
-            except UNAVAILABLE as error:
+            except PASSING as error:
                 log.warning("following is interrupted: %s", type(error).__name__)
                 self._pubsub = None
                 if pubsub is not None:
@@ -267,7 +269,7 @@ class Observer:
         Raises:
             UnknownRun, RunExpired: There is no such run.
             InvalidRequest: The cursor is negative, or lies beyond the log's end.
-            StoreUnavailable: Redis does not answer. Go on from the last seq later.
+            StoreUnavailable: Redis does not answer, or the log lacks chunks. Go on from the last seq later.
         """
         follower = await self._hub.follow(run_id)
         try:
@@ -277,6 +279,8 @@ class Observer:
                 page = follower.take(cursor)
                 if not page and follower.doubts():
                     page = await read(self._store, run_id, cursor)
+                    if page and page[0].first > cursor + 1:
+                        raise StoreUnavailable(LACKING)
                     if page:
                         follower.stir()  # there may be more
                     elif await self._over(run_id, cursor, follower):
@@ -310,6 +314,10 @@ class Observer:
         """Whether the log will never have more than what the reader has."""
         record = await self._runs.get(run_id)
         if record.last_seq != cursor:
+            # Once, it was written since the log was read. Twice, the log is not what the record says.
+            if follower.lacking == cursor:
+                raise StoreUnavailable(LACKING)
+            follower.lacking = cursor
             follower.stir()
             return False
         follower.highest = max(follower.highest, cursor)

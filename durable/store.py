@@ -20,8 +20,8 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.client import PubSub
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
+from redis.exceptions import ClusterDownError, OutOfMemoryError, ReadOnlyError, RedisError, TryAgainError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from durable.errors import ConfigurationError, StoreUnavailable
@@ -31,6 +31,9 @@ from durable.settings import Settings
 
 UNAVAILABLE = (RedisConnectionError, RedisTimeoutError, OSError)
 """What a call raises when Redis is away (also while it loads its data)."""
+
+PASSING = (*UNAVAILABLE, OutOfMemoryError, ReadOnlyError, ClusterDownError, TryAgainError)
+"""What a call raises that may succeed later: Redis is away, full, or a replica (also one without its master)."""
 
 
 class Store:
@@ -90,14 +93,14 @@ class Store:
         """Run a script.
 
         Raises:
-            StoreUnavailable: Redis does not answer.
+            StoreUnavailable: Redis does not answer, or refuses for now.
         """
         async with self.guard():
             return await script(self.redis, keys, args)
 
     @asynccontextmanager
     async def guard(self, seconds: float = 5.0) -> AsyncIterator[None]:
-        """Turn the absence of Redis, or of its answer within `seconds`, into `StoreUnavailable`."""
+        """Turn all of `PASSING`, and an answer that takes longer than `seconds`, into `StoreUnavailable`."""
         try:
             async with asyncio.timeout(seconds):
                 yield
@@ -105,6 +108,8 @@ class Store:
             raise StoreUnavailable("Redis did not answer in time.") from error
         except UNAVAILABLE as error:
             raise StoreUnavailable("Redis can't be reached.") from error
+        except PASSING as error:
+            raise StoreUnavailable("Redis can't do this for now.") from error
 
     def pubsub(self) -> PubSub:
         """A new subscriber, on a connection of its own."""

@@ -75,7 +75,7 @@ class Workbench:
 
     async def log(self, run_id: str, after: int = 0) -> list[Entry]:
         """What the log has."""
-        return await read(self.store, run_id, after, limit=100_000)
+        return await read(self.store, run_id, after, limit=100_000, max_bytes=2**30)
 
     async def chunks(self, run_id: str) -> list[Chunk]:
         """The log's chunks."""

@@ -71,7 +71,8 @@ class Judge:
         """Judge all runs."""
         verdict, digests = Verdict(), {}
         for run_id, program in programs.items():
-            chunks = [chunk for entry in await read(self._store, run_id, 0, limit=100_000) for chunk in entry.chunks()]
+            log = await read(self._store, run_id, 0, limit=100_000, max_bytes=2**30)
+            chunks = [chunk for entry in log for chunk in entry.chunks()]
             digests[run_id] = Followed(run_id, [sight(chunk) for chunk in chunks]).digest
             faults = await self._run(run_id, program, chunks, verdict.counts, may_be_cancelled=run_id in cancelled)
             verdict.faults += [f"{run_id}: {fault}" for fault in faults]

@@ -12,7 +12,7 @@ import pytest
 
 from durable.chunks import encode_body, parse
 from durable.errors import LeaseLost
-from durable.journal import read
+from durable.journal import LARGEST_PAGE, read
 from durable.leases import Lease, release
 from durable.scripts import APPEND, FINISH
 from durable.settings import Settings
@@ -193,6 +193,32 @@ async def test_a_log_is_read_in_pages_from_where_the_last_one_ended(bench: Workb
         seqs += [chunk.seq for entry in page for chunk in entry.chunks()]
         cursor = page[-1].last
     assert seqs == list(range(1, 61))
+
+
+async def test_a_page_of_a_log_ends_at_its_bytes_however_large_the_entries_are(bench: Workbench) -> None:
+    lease = await bench.claim(await bench.create())
+    for batch in range(1, 21):
+        await append(bench, lease, batch, "x" * 1_000_000 if batch != 9 else "y" * 2 * LARGEST_PAGE)
+    for batch in range(21, 41):
+        await append(bench, lease, batch, "z" * 300_000)
+
+    cursor, counts = 0, []
+    while page := await read(bench.store, lease.run_id, cursor):
+        assert len(page) == 1 or sum(len(body) for entry in page for body in entry.bodies) <= LARGEST_PAGE
+        assert page[0].first == cursor + 1
+        counts.append(len(page))
+        cursor = page[-1].last
+    assert cursor == 40
+    assert counts == [1] * 20 + [3] * 6 + [2]
+
+
+async def test_small_entries_come_by_the_thousand(bench: Workbench) -> None:
+    lease = await bench.claim(await bench.create())
+    for batch in range(1, 1102):
+        await append(bench, lease, batch, "a")
+
+    assert [entry.first for entry in await read(bench.store, lease.run_id, 0)] == list(range(1, 1001))
+    assert [entry.first for entry in await read(bench.store, lease.run_id, 1000)] == list(range(1001, 1102))
 
 
 async def test_each_append_is_announced_with_its_chunks(bench: Workbench) -> None:

@@ -511,3 +511,29 @@ async def test_parsed_chunks_are_those_of_the_log(bench: Workbench) -> None:
     seen = [chunk async for chunk in bench.observer.chunks(writer.lease.run_id, 4)]
     assert seen == (await bench.chunks(writer.lease.run_id))[4:]
     assert [chunk.seq for chunk in seen] == list(range(5, 12))
+
+
+# A log that is not what its record says
+
+
+async def test_a_reader_of_a_run_whose_log_is_gone_is_told(bench: Workbench) -> None:
+    writer = await bench.writer()
+    run_id = writer.lease.run_id
+    await write(writer, 10)
+    await bench.store.redis.delete(bench.store.keys.log(run_id))
+
+    async with asyncio.timeout(15):
+        with pytest.raises(StoreUnavailable, match="lacks"):
+            await see(bench, run_id)
+
+
+async def test_a_reader_never_skips_what_the_log_has_lost(bench: Workbench) -> None:
+    writer = await bench.writer()
+    run_id = writer.lease.run_id
+    await write(writer, 10)
+    await bench.store.redis.delete(bench.store.keys.log(run_id))
+    await write(writer, 10)
+
+    async with asyncio.timeout(15):
+        with pytest.raises(StoreUnavailable, match="lacks"):
+            await see(bench, run_id, 5)
