@@ -99,6 +99,7 @@ async def submit(
     responses=example(200, RUNS) | errors(400, 503),
 )
 async def list_runs(
+    request: Request,
     backend: TheBackend,
     status: Annotated[RunStatus | None, Query(description="Only runs in this state.")] = None,
     agent: Annotated[str, Query(max_length=128, description="Only runs of this agent.")] = "",
@@ -106,6 +107,9 @@ async def list_runs(
     cursor: Annotated[str | None, Query(max_length=160, description="`next` of the page before.")] = None,
 ) -> Response:
     """Newest first, without their outputs."""
+    if "threadId" in request.query_params:
+        # A list that is not narrowed would pass for that of the thread.
+        raise InvalidRequest("There are no threads yet: runs can't be listed by threadId.")
     records, following = await backend.runs.page(status=status or "", agent=agent, limit=limit, cursor=cursor)
     shown = await views(backend.announcements, records)
     return as_json(RunPage(runs=[linked(view) for view in shown], next=following))

@@ -55,7 +55,7 @@ class Backend:
         self._sweeper: Sweeper | None = None
         if self.definitions:
             self.engine = Engine(store, settings, self.definitions, redispatch=self.dispatch_again, on_stall=on_stall)
-            self._here = InProcessDispatcher(self.engine.execute) if in_process else None
+            self._here = InProcessDispatcher(self.engine.execute, settings.concurrency) if in_process else None
             self._sweeper = Sweeper(store, settings, self.dispatch, self.engine.owner)
 
     async def __aenter__(self) -> Self:
@@ -76,6 +76,13 @@ class Backend:
         if self._celery is not None:
             self._celery.close()
         await self.store.aclose()
+
+    def abandon(self) -> None:
+        """Let go of a backend whose event loop was closed before it: all that can still be closed without the loop.
+        Its lease thread ends by itself."""
+        if self._celery is not None:
+            self._celery.close()
+        self.store.sync.close()
 
     async def dispatch(self, record: RunRecord) -> None:
         """Wake somebody who executes the run: this process or a worker. Where there are no workers, the run of an agent

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from typing import Any, Final, Protocol
 
 from celery import Celery
 from celery.app.amqp import AMQP
 from kombu.exceptions import OperationalError
 
-from durable.runs import RunRecord
+from durable.runs import WAKE_GRACE, RunRecord
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +27,10 @@ EXECUTE: Final = "durable.execute"
 NEW: Final = 6
 AGAIN: Final = 0
 """Celery priorities (0 is served first): runs that were begun before go ahead of new ones."""
+PATIENCE: Final = 1.0
+"""Seconds that whoever asks for a run is held by a broker that does not answer."""
+SENDERS: Final = 8
+"""Threads that send messages; fewer than the connections of Celery's pool."""
 
 
 class Dispatcher(Protocol):
@@ -34,27 +41,49 @@ class Dispatcher(Protocol):
 
 
 class InProcessDispatcher:
-    """Executes runs in this process, as tasks of their own: nobody who asked for a run holds it."""
+    """Executes runs in this process, as tasks of their own: nobody who asked for a run holds it.
 
-    def __init__(self, execute: Callable[[str], Awaitable[Any]]) -> None:
+    Args:
+        execute: Executes a run, by its id.
+        concurrency: Runs at a time, at most. The others wait, queued.
+    """
+
+    def __init__(self, execute: Callable[[str], Awaitable[Any]], concurrency: int) -> None:
         self._execute = execute
+        self._free = asyncio.Semaphore(concurrency)
+        self._waiting: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def dispatch(self, record: RunRecord) -> None:
-        """Begin to execute the run."""
+        """Execute the run as soon as there is a place for it."""
+        if record.run_id in self._waiting:
+            return  # the wake-up of a run that waits is repeated again and again
+        self._waiting.add(record.run_id)
         task = asyncio.get_running_loop().create_task(self._run(record.run_id), name=f"execute-{record.run_id}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _run(self, run_id: str) -> None:
         try:
-            await self._execute(run_id)
+            async with self._place(run_id):
+                await self._execute(run_id)
         except Exception as error:  # noqa: BLE001 - nobody awaits this task; the run is still in the store
             log.warning("run %s could not be executed: %s", run_id, type(error).__name__)
 
+    @asynccontextmanager
+    async def _place(self, run_id: str) -> AsyncIterator[None]:
+        try:
+            await self._free.acquire()
+        finally:
+            self._waiting.discard(run_id)
+        try:
+            yield
+        finally:
+            self._free.release()
+
 
 class CeleryDispatcher:
-    """Sends the wake-up to the Celery queue of the run's agent.
+    """Sends the wake-up to the Celery queue of the run's agent, from threads of its own: Celery's producer blocks.
 
     Args:
         broker_url: Celery's broker.
@@ -62,30 +91,45 @@ class CeleryDispatcher:
 
     def __init__(self, broker_url: str) -> None:
         self._app = producer(broker_url)
+        self._senders = ThreadPoolExecutor(SENDERS, thread_name_prefix="wake-up")
 
     async def dispatch(self, record: RunRecord) -> None:
-        """Send the message, from a thread: Celery's producer blocks."""
+        """Send the message. After `PATIENCE` seconds it is not waited for any more: it may still go out, and is
+        repeated if it does not."""
+        overdue = time.monotonic() + WAKE_GRACE
+        sending = asyncio.get_running_loop().run_in_executor(self._senders, self._try_to_send, record, overdue)
         try:
-            await asyncio.to_thread(self._send, record)
-        except (OperationalError, OSError) as error:
-            log.warning("run %s: its wake-up was not sent: %s", record.run_id, type(error).__name__)
+            await asyncio.wait_for(asyncio.shield(sending), PATIENCE)
+        except TimeoutError:
+            log.warning("run %s: the broker is slow to take its wake-up", record.run_id)
 
     async def open(self) -> None:
         """Connect ahead of the first wake-up, so that it takes no longer than others. A broker that is away is met
         again when there is something to send."""
         try:
             async with asyncio.timeout(2):
-                await asyncio.to_thread(self._connect)
+                await asyncio.get_running_loop().run_in_executor(self._senders, self._connect)
         except (OperationalError, OSError, TimeoutError) as error:
             log.warning("the broker does not answer yet: %s", type(error).__name__)
 
     def close(self) -> None:
-        """Close the connections to the broker."""
+        """Close the connections to the broker. A thread that waits for it is not waited for."""
+        self._senders.shutdown(wait=False, cancel_futures=True)
         self._app.close()
 
     def _connect(self) -> None:
         with self._app.producer_or_acquire() as pooled:
             pooled.connection.ensure_connection(max_retries=1)
+
+    def _try_to_send(self, record: RunRecord, overdue: float) -> None:
+        """Send the message, unless it has waited for a thread until it is repeated anyway: what piles up while the
+        broker hangs would be sent for long after."""
+        if time.monotonic() > overdue:
+            return
+        try:
+            self._send(record)
+        except (OperationalError, OSError) as error:
+            log.warning("run %s: its wake-up was not sent: %s", record.run_id, type(error).__name__)
 
     def _send(self, record: RunRecord) -> None:
         again = record.token > 0

@@ -176,7 +176,7 @@ class LeaseKeeper:
 
     def _keep(self) -> None:
         pause = self._settings.heartbeat_seconds
-        while not self._stopped.wait(pause):
+        while not self._stopped.wait(pause) and not self._orphaned():
             with self._lock:
                 leases = list(self._leases.values())
             if leases and time.monotonic() - self._ticked > self._settings.stall_seconds:
@@ -186,6 +186,10 @@ class LeaseKeeper:
             self._drop_overdue(leases)
             # A renewal that failed is repeated soon: each lease still has until its deadline.
             pause = self._settings.heartbeat_seconds if renewed else min(0.2, self._settings.heartbeat_seconds)
+
+    def _orphaned(self) -> bool:
+        """Whether the event loop was closed without `stop`: nobody is left who executes a run."""
+        return self._loop is not None and self._loop.is_closed()
 
     def _renew(self, leases: list[Lease]) -> bool:
         begun = time.monotonic()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 from typing import Self
+from urllib.parse import parse_qsl, quote, urlsplit
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -38,7 +39,7 @@ class Settings(BaseSettings):
     max_attempts: int = Field(5, ge=1, description="Claims of a run without any progress.")
     retention_seconds: int = Field(604_800, ge=1, description="How long an ended run can be read.")
     tombstone_seconds: int = Field(2_592_000, ge=1, description="How long an expired run answers 410 and not 404.")
-    concurrency: int = Field(200, ge=1, description="Runs at a time in one worker.")
+    concurrency: int = Field(200, ge=1, description="Runs at a time in one process.")
     tool_threads: int = Field(64, ge=1, description="Synchronous tools at a time in one worker.")
     grace_seconds: float = Field(10, ge=0, description="How long a stopping worker lets its runs go on.")
     max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest request body that the API reads.")
@@ -73,4 +74,17 @@ class Settings(BaseSettings):
     @cached_property
     def celery_broker_url(self) -> str:
         """The URL of Celery's broker: `DURABLE_BROKER_URL`, else the store's."""
-        return self.broker_url.get_secret_value() if self.broker_url is not None else self.store_url
+        url = self.broker_url.get_secret_value() if self.broker_url is not None else self.store_url
+        return _as_broker(url) if url.startswith("unix://") else url
+
+
+def _as_broker(unix_url: str) -> str:
+    """A Unix socket in Celery's words. Both write user and password before the path; redis-py reads them from the query
+    too, and names the database there."""
+    parts = urlsplit(unix_url)
+    query = dict(parse_qsl(parts.query))
+    user = parts.username or quote(query.get("username", ""), safe="")
+    password = parts.password or quote(query.get("password", ""), safe="")
+    who = f"{user}:{password}@" if user or password else ""
+    database = f"?virtual_host={quote(query['db'], safe='')}" if "db" in query else ""
+    return f"redis+socket://{who}{parts.path}{database}"

@@ -154,9 +154,17 @@ class DurableAgent:
         loop = asyncio.get_running_loop()
         backend = self._backends.get(loop)
         if backend is None:
+            self._forget_closed_loops()
             backend = self._backends[loop] = self._connect()
             await backend.__aenter__()
         return backend
+
+    def _forget_closed_loops(self) -> None:
+        """A backend knows its loop, so that neither would ever be forgotten by itself."""
+        for loop in [loop for loop in self._backends if loop.is_closed()]:
+            backend = self._backends.pop(loop, None)
+            if backend is not None:
+                backend.abandon()
 
     def _connect(self) -> Backend:
         settings, in_memory = self._settings()

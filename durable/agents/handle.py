@@ -15,7 +15,7 @@ from durable.checkpoint import decode_messages
 from durable.chunks import Chunk, Usage
 from durable.conversation import read_conversation
 from durable.diagnosis import views
-from durable.errors import RunCancelled, RunFailed
+from durable.errors import RunCancelled, RunFailed, StoreUnavailable
 from durable.outputs import restore_output
 from durable.runs import RunRecord
 from durable.views import RunStatus, RunView
@@ -86,7 +86,7 @@ class RunHandle:
         Raises:
             RunFailed, RunCancelled: It did not complete; `failure_code` tells why.
             UnknownRun, RunExpired: There is no such run.
-            StoreUnavailable: Redis does not answer.
+            StoreUnavailable: Redis does not answer, or this process stops listening. The run goes on.
         """
         record = await self._ended()
         view = record.view()
@@ -133,4 +133,6 @@ class RunHandle:
                 async for _ in pages:
                     pass
             record = await self._backend.runs.get(self.run_id)
+        if not record.status.ended:  # the hub has dismissed its readers
+            raise StoreUnavailable("The run has not ended, and this process does not listen to it any more.")
         return record

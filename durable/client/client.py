@@ -102,7 +102,6 @@ class Client:
         max_steps: int | None = None,
         retries: int | None = None,
         deps: Json = None,
-        thread_id: str | None = None,
     ) -> RunView:
         """Start a run and return at once. Give either `prompt` or `messages`.
 
@@ -120,7 +119,6 @@ class Client:
             max_steps: Model requests, at most.
             retries: How often in a row it is tried again when the model's provider fails; 0 by default.
             deps: JSON for the agent's `deps_factory`.
-            thread_id: The conversation that the run belongs to.
 
         Raises:
             UnknownAgent: Nobody ever announced this agent.
@@ -137,7 +135,6 @@ class Client:
             "maxSteps": max_steps,
             "retries": retries,
             "deps": deps,
-            "threadId": thread_id,
         }
         if run_id is None and idempotency_key is None:
             idempotency_key = secrets.token_urlsafe(24)
@@ -182,12 +179,11 @@ class Client:
         *,
         status: RunStatus | str | None = None,
         agent: str | None = None,
-        thread_id: str | None = None,
         limit: int | None = None,
         cursor: str | None = None,
     ) -> RunPage:
         """Runs, newest first. `cursor` is the `next` of the page before."""
-        params = {"status": status, "agent": agent, "threadId": thread_id, "limit": limit, "cursor": cursor}
+        params = {"status": status, "agent": agent, "limit": limit, "cursor": cursor}
         return await self._server.ask("GET", "/v1/runs", RunPage, params=params)
 
     async def agents(self) -> list[AgentView]:
