@@ -101,13 +101,7 @@ def decode(history: Sequence[ModelMessage], entries: Iterable[bytes], seq: int) 
         entries: As they were written.
         seq: The log's last seq at the newest of them.
     """
-    messages: list[ModelMessage] = list(history)
-    newest: _Entry | None = None
-    for data in entries:
-        entry = _Entry.model_validate_json(data)
-        del messages[entry.keep :]
-        messages += ModelMessagesTypeAdapter.validate_python(entry.messages)
-        newest = entry if entry.steps is not None else newest
+    messages, newest = _replay(history, entries)
     if newest is None or newest.steps is None:
         return None
     return Progress(
@@ -124,12 +118,19 @@ def decode(history: Sequence[ModelMessage], entries: Iterable[bytes], seq: int) 
 
 def decode_messages(history: Sequence[ModelMessage], entries: Iterable[bytes]) -> list[ModelMessage]:
     """The conversation that the stored entries amount to."""
+    return _replay(history, entries)[0]
+
+
+def _replay(history: Sequence[ModelMessage], entries: Iterable[bytes]) -> tuple[list[ModelMessage], _Entry | None]:
+    """The conversation after all entries, and the newest of them that is a response's."""
     messages: list[ModelMessage] = list(history)
+    newest: _Entry | None = None
     for data in entries:
         entry = _Entry.model_validate_json(data)
         del messages[entry.keep :]
         messages += ModelMessagesTypeAdapter.validate_python(entry.messages)
-    return messages
+        newest = entry if entry.steps is not None else newest
+    return messages, newest
 
 
 def _common(stored: Sequence[ModelMessage], messages: Sequence[ModelMessage]) -> int:

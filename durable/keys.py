@@ -56,14 +56,12 @@ class Keys:
     def idempotency(self, agent: str, digest: str) -> str:
         return f"{self.prefix}:idempotency:{agent}:{digest}"
 
-    def runs(self, *, status: str = "", agent: str = "", thread: str = "") -> str:
+    def runs(self, *, status: str = "", agent: str = "") -> str:
         """The index of runs, newest last, narrowed by at most one of the arguments."""
         if status:
             return f"{self.status_indexes}{status}"
         if agent:
             return f"{self.prefix}:runs:agent:{agent}"
-        if thread:
-            return f"{self.prefix}:runs:thread:{thread}"
         return f"{self.prefix}:runs"
 
     @property
