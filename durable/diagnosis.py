@@ -21,6 +21,7 @@ NO_WORKER: Final = "no_worker"
 """The reason of a queued run whose agent no live worker serves."""
 MOST_COUNTED: Final = 1000
 """Older queued runs that are looked at, at most."""
+_NOBODY_LOOKS: Final = "Nobody looks for lost runs until a worker starts."
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,8 @@ def _queued(found: Circumstances) -> _Findings:
         return NO_WORKER, f"It waits: no live worker serves the agent {record.agent!r}.", facts
     if view.reason == RETRYING:
         return RETRYING, "Its model's provider failed; it waits until it is tried again.", facts
+    if not found.swept:
+        return "waiting", f"It waits for a worker to take it up. {_NOBODY_LOOKS}", facts
     if found.ahead:
         return "behind_others", "It waits for a worker to have room; older runs of its queue wait, too.", facts
     return "waiting", "It waits for a worker to take it up.", facts
@@ -168,6 +171,9 @@ def _running(found: Circumstances) -> _Findings:
         lease = _fact("lease", f"{owner} holds its lease until {until}.", owner=owner, until=until)
         if record.cancel_requested:
             return "cancelling", "It was told to end as cancelled, and its worker is about to.", [lease, *after]
+        if not found.swept:
+            words = f"It is being executed (attempt {record.token}), unless its worker was lost just now."
+            return "executing", words, [lease, *after]
         return "executing", f"It is being executed (attempt {record.token}).", [lease, *after]
     lost = "Its lease is gone."
     details: dict[str, Json] = {}
@@ -177,6 +183,8 @@ def _running(found: Circumstances) -> _Findings:
     facts = [_fact("lease_lost", lost, **details), *after]
     if found.unserved:
         return NO_WORKER, f"Its worker was lost, and no live worker serves the agent {record.agent!r}.", facts
+    if not found.swept:
+        return "lease_lost", f"Its worker fell silent. {_NOBODY_LOOKS}", facts
     return "lease_lost", "Its worker fell silent; it is about to be taken over.", facts
 
 
@@ -207,6 +215,10 @@ def _ended(found: Circumstances) -> _Findings:
 
 def _workers(found: Circumstances) -> Fact:
     agent, count = found.record.agent, found.workers
+    if count and not found.swept:
+        # A worker that was killed is counted for some seconds more; the mark of who sweeps runs out sooner.
+        words = f"Workers that served {agent!r} a moment ago: {count}."
+        return _fact("workers", words, count=count)
     if count:
         return _fact("workers", f"Live workers that serve {agent!r}: {count}.", count=count)
     if found.record.fields.get("kind") == b"durable":
@@ -219,7 +231,10 @@ def _wakeup(found: Circumstances) -> list[Fact]:
     if found.wakeup_at is None:
         return []
     again, at = int(found.record.fields.get("wakes", b"0")), _iso(found.wakeup_at)
-    words = f"It is woken again at {at}" + (f"; that happened {again} times so far." if again else ".")
+    if not found.swept:
+        words = f"It was to be woken again at {at}; that waits until a worker starts."
+    else:
+        words = f"It is woken again at {at}" + (f"; that happened {again} times so far." if again else ".")
     return [_fact("wakeup", words, at=at, repeats=again), *_retries(found)]
 
 
@@ -229,7 +244,8 @@ def _retries(found: Circumstances) -> list[Fact]:
     if "notBefore" not in record.fields:
         return []
     at, used = _moment(record, "notBefore"), record.retries_used
-    facts = [_fact("retrying", f"It is tried again at {at}; that is retry {used} in a row.", at=at, retry=used)]
+    when = f"at {at}" if found.swept else "once a worker has started"
+    facts = [_fact("retrying", f"It is tried again {when}; that is retry {used} in a row.", at=at, retry=used)]
     error = record.json("lastError")
     if error:
         facts.append(_fact("last_error", f"{error['code']}: {error['message']}", errorCode=error["code"]))
@@ -264,7 +280,7 @@ def _cancel(found: Circumstances) -> list[Fact]:
 def _unswept(found: Circumstances) -> list[Fact]:
     if found.swept:
         return []
-    return [_fact("unswept", "No process looks for lost runs: nobody takes over or repeats a lost wake-up.")]
+    return [_fact("unswept", _NOBODY_LOOKS)]
 
 
 def _waits_for_worker(record: RunRecord) -> bool:

@@ -94,9 +94,35 @@ def test_a_lease_that_was_lost_before_is_remembered() -> None:
     assert told({"lostAt": NOW - 1000, "token": 1})[1]["lost_before"].endswith("at 2026-11-24T07:59:59.000Z.")
 
 
-def test_nobody_sweeps() -> None:
-    assert "unswept" in told({}, swept=False)[1]
-    assert "unswept" in told(RUNNING, lease_until=NOW - 1, swept=False)[1]
+@pytest.mark.parametrize("workers", [0, 1], ids=["gone", "just killed"])
+@pytest.mark.parametrize(
+    ("fields", "around"),
+    [
+        ({}, {"wakeup_at": NOW + 4000}),
+        ({"wakes": 2}, {"wakeup_at": NOW - 4000, "ahead": 3}),
+        ({"token": 1, "notBefore": NOW, "lastError": "{}"}, {"wakeup_at": NOW}),
+        (RUNNING, {"lease_until": NOW - 1}),
+        (RUNNING, {"lease_until": NOW + 1}),
+    ],
+    ids=["queued", "overdue", "retrying", "lost", "leased"],
+)
+def test_where_nobody_looks_for_lost_runs_nothing_promises_that_somebody_does(
+    fields: dict[str, Any], around: dict[str, Any], workers: int
+) -> None:
+    found, facts = told(fields, **around, workers=workers, swept=False)
+
+    assert facts["unswept"] == "Nobody looks for lost runs until a worker starts."
+    words = " ".join([found.summary, *facts.values()])
+    for promise in ("about to be taken over", "is woken again", "tried again at", "Live workers"):
+        assert promise not in words
+
+
+def test_a_run_that_lost_its_worker_just_now_says_that_nobody_takes_it_over() -> None:
+    found, facts = told(RUNNING, lease_until=NOW - 1, workers=1, swept=False)
+
+    assert found.reason == "lease_lost"
+    assert found.summary == "Its worker fell silent. Nobody looks for lost runs until a worker starts."
+    assert facts["workers"] == "Workers that served 'weather' a moment ago: 1."
 
 
 def test_a_cancel_that_is_under_way_tells_who_and_why() -> None:
