@@ -69,6 +69,7 @@ class Transcript:
         """Write the next chunk."""
         self._folder.add(chunk)
         self._from_start = self._from_start or chunk.seq == 1
+        self._show_attempt(chunk)
         match chunk:
             case TextDelta():
                 self._flow(chunk.payload.id, chunk.payload.text, "")
@@ -98,9 +99,8 @@ class Transcript:
         match chunk:
             case Start():
                 self._line(f"● {chunk.payload.id}", "bold")
-                self._attempt = max(self._attempt, chunk.attempt)
             case StepStart():
-                self._show_step(chunk)
+                self._line(f"┌ {self._step()}", "dim")
             case StepFinish():
                 usage = _tokens(chunk.payload.output.usage)
                 self._line(f"└ {self._step()} finished{usage}", "dim")
@@ -112,13 +112,15 @@ class Transcript:
             case _:
                 self.close()
 
-    def _show_step(self, chunk: StepStart) -> None:
-        if chunk.payload.void is not None:
-            self._line("↻ that response was cut off and no longer counts; it comes again", "yellow")
-        elif chunk.attempt > self._attempt > 0:
-            self._line(f"↻ attempt {chunk.attempt} goes on from here", "yellow")
+    def _show_attempt(self, chunk: Chunk) -> None:
+        """Whatever a new attempt writes first: say that it goes on, and what it declares void."""
+        news = f"attempt {chunk.attempt} goes on from here" if chunk.attempt > self._attempt > 0 else ""
         self._attempt = max(self._attempt, chunk.attempt)
-        self._line(f"┌ {self._step()}", "dim")
+        if isinstance(chunk, StepStart) and chunk.payload.void is not None:
+            void = "that response was cut off and no longer counts; it comes again"
+            news = f"{news}: {void}" if news else void
+        if news:
+            self._line(f"↻ {news}", "yellow")
 
     def _step(self) -> str:
         """The step's name; without a number for a reader who came later and can't count."""

@@ -297,15 +297,39 @@ def test_a_torn_response_is_announced_as_void(capsys: pytest.CaptureFixture[str]
     assert lines == [
         "┌ step 1",
         "torn",
-        "↻ that response was cut off and no longer counts; it comes again",
+        "↻ attempt 2 goes on from here: that response was cut off and no longer counts; it comes again",
         "┌ step 1",
         "again",
     ]
 
 
-def test_another_attempt_is_announced(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = transcript(capsys, ("start", {"id": "echo", "messageId": "m"}, 1), ("step-start", STEP, 2))
-    assert lines == ["● echo", "↻ attempt 2 goes on from here", "┌ step 1"]
+@pytest.mark.parametrize(
+    ("first", "line"),
+    [
+        (("step-start", STEP, 2), "┌ step 1"),
+        (("tool-output", {**CALL, "output": 1}, 2), "  … add: 1"),
+        (("tool-result", {**CALL, "result": 1}, 2), "  ← add: 1"),
+        (("text-delta", {"id": "t", "text": "hi\n"}, 2), "hi"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_another_attempt_is_announced_with_whatever_it_writes_first(
+    capsys: pytest.CaptureFixture[str], first: tuple[str, Any, int], line: str
+) -> None:
+    lines = transcript(capsys, ("start", {"id": "echo", "messageId": "m"}, 1), first, first)
+    assert lines[:3] == ["● echo", "↻ attempt 2 goes on from here", line]
+    assert "".join(lines).count("↻") == 1
+
+
+def test_a_reader_who_comes_in_a_later_attempt_is_told_of_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    assert transcript(capsys, ("tool-output", {**CALL, "output": 1}, 3)) == ["  … add: 1"]
+
+
+def test_a_response_that_begins_anew_within_its_attempt_is_announced_as_void(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = transcript(capsys, ("step-start", STEP, 1), ("step-start", {**STEP, "void": {"from": 1, "to": 1}}, 1))
+    assert lines[1] == "↻ that response was cut off and no longer counts; it comes again"
 
 
 def test_a_long_value_is_cut_and_text_is_not(capsys: pytest.CaptureFixture[str]) -> None:
