@@ -16,7 +16,8 @@ import typer
 from durable.cli.exits import Exit, exit_of_error
 from durable.cli.terminal import Terminal
 from durable.client import Backoff, Client
-from durable.errors import DurableError
+from durable.client.outage import OnOutage
+from durable.errors import DurableError, ServerUnreachable
 
 # Somebody sits in front of it: a server that is not there is reported soon.
 _RETRY = Backoff(patience=5.0)
@@ -36,8 +37,23 @@ def reporting() -> Iterator[None]:
         raise typer.Exit(Exit.OK) from None
 
 
+def tell_outage(trouble: DurableError | None) -> None:
+    """Say on standard error that the server is away, or back."""
+    if trouble is None:
+        words = "The server answers again."
+    elif isinstance(trouble, ServerUnreachable):
+        words = "The server does not answer; trying again …"
+    else:
+        words = f"The server is not ready ({trouble.message.rstrip('.')}); trying again …"
+    Terminal().note(words)
+
+
 def attend(
-    url: str | None, work: Callable[[Client], Awaitable[Exit]], *, on_interrupt: Callable[[], Exit] | None = None
+    url: str | None,
+    work: Callable[[Client], Awaitable[Exit]],
+    *,
+    on_interrupt: Callable[[], Exit] | None = None,
+    on_outage: OnOutage = tell_outage,
 ) -> None:
     """Do a command's work with a client, and end with its exit code.
 
@@ -45,13 +61,14 @@ def attend(
         url: The server; as `Client` finds it by default.
         work: What to do.
         on_interrupt: Says what Ctrl-C leaves behind.
+        on_outage: Says that the server is away, and that it is back.
 
     Raises:
         typer.Exit: Always.
     """
 
     async def connected() -> Exit:
-        async with Client(url, retry=_RETRY) as client:
+        async with Client(url, retry=_RETRY, on_outage=on_outage) as client:
             return await work(client)
 
     with reporting():

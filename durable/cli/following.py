@@ -8,6 +8,7 @@ from __future__ import annotations
 from contextlib import aclosing
 
 from durable.chunks.base import Json
+from durable.cli.attendance import tell_outage
 from durable.cli.exits import Exit, exit_of_run
 from durable.cli.terminal import Terminal
 from durable.cli.transcript import Transcript
@@ -57,6 +58,12 @@ class Following:
             return Exit.INTERRUPTED
         self._leave("Detached. The run goes on.")
         return Exit.OK
+
+    def outage(self, trouble: DurableError | None) -> None:
+        """The server is away, or back: say so on a line of its own."""
+        if self._transcript is not None:
+            self._transcript.close()
+        tell_outage(trouble)
 
     def _leave(self, words: str) -> None:
         back = f"Come back:  {come_back(str(self._run_id), self._cursor)}"

@@ -48,7 +48,7 @@ def run(
         )
         return await _hand_over(client, view, terminal, None if detach else following, as_json=as_json)
 
-    attend(context.obj, work, on_interrupt=following.interrupted)
+    attend(context.obj, work, on_interrupt=following.interrupted, on_outage=following.outage)
 
 
 def observe(
@@ -68,7 +68,7 @@ def observe(
         await client.get(run_id)  # no server or no such run is told at once, not after many tries
         return await following.follow(client, run_id, after)
 
-    attend(context.obj, work, on_interrupt=following.interrupted)
+    attend(context.obj, work, on_interrupt=following.interrupted, on_outage=following.outage)
 
 
 def runs(
@@ -140,7 +140,7 @@ def retry(
         view = await client.retry(run_id)
         return await _hand_over(client, view, terminal, following if follow else None, as_json=as_json)
 
-    attend(context.obj, work, on_interrupt=following.interrupted)
+    attend(context.obj, work, on_interrupt=following.interrupted, on_outage=following.outage)
 
 
 def why(context: typer.Context, run_id: RunId, *, as_json: AsJson = False) -> None:

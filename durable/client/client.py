@@ -20,6 +20,7 @@ import httpx
 from durable.chunks import Chunk
 from durable.chunks.base import Json
 from durable.client.backoff import Backoff
+from durable.client.outage import OnOutage
 from durable.client.remote import Remote
 from durable.client.subscription import Subscription
 from durable.errors import InvalidRequest, RunCancelled, RunFailed
@@ -58,6 +59,7 @@ class Client:
         transport: httpx.AsyncBaseTransport | None = None,
         retry: Backoff = _QUICK,
         reconnect: Backoff = _PATIENT,
+        on_outage: OnOutage | None = None,
     ) -> None:
         """Connects when it is first used.
 
@@ -68,12 +70,14 @@ class Client:
             transport: Another httpx transport, for example one that calls an ASGI app in this process.
             retry: How `submit` and `cancel` are repeated while nobody answers; for 15 seconds by default.
             reconnect: How `observe`, `wait`, `result` and `text` come back to a lost server; for 5 minutes by default.
+            on_outage: Called once when the server has not answered for two seconds and is tried again, with the
+                error; and once when it answers again, with None. By default the log (`durable.client.outage`) has both.
 
         Raises:
             ConfigurationError: `base_url` is not an HTTP URL.
         """
         url = base_url or os.environ.get("DURABLE_URL") or DEFAULT_URL
-        self._server = Remote(url, timeout=timeout, headers=headers, transport=transport)
+        self._server = Remote(url, timeout=timeout, headers=headers, transport=transport, on_outage=on_outage)
         self._retry = retry
         self._reconnect = reconnect
 

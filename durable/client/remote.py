@@ -5,7 +5,7 @@ Invariant: a request is sent a second time only if the caller allows it, and the
 
 from __future__ import annotations
 
-import asyncio
+import time
 from collections.abc import Mapping
 from typing import Final
 
@@ -15,6 +15,7 @@ from pydantic_core import PydanticSerializationError, to_json
 from durable.chunks.base import Json
 from durable.client.answers import PASSING, Model, error_of, failure_of, read, retry_after
 from durable.client.backoff import Backoff
+from durable.client.outage import OnOutage, Outage
 from durable.errors import ConfigurationError, InvalidRequest, ServerUnreachable
 
 _ONCE: Final = Backoff(patience=0.0)
@@ -27,6 +28,7 @@ class Remote:
         http: What requests are sent with.
         name: How messages call the server; never with a password.
         timeout: Seconds to wait for a connection or for an answer.
+        outage: Whether it answers.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Remote:
         timeout: float,
         headers: Mapping[str, str] | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
+        on_outage: OnOutage | None = None,
     ) -> None:
         """Connects when it is first asked.
 
@@ -45,6 +48,7 @@ class Remote:
         base = _server_url(url)
         self.name = f"{base.scheme}://{base.netloc.decode()}"
         self.timeout = timeout
+        self.outage = Outage(self.name, on_outage)
         self.http = httpx.AsyncClient(
             base_url=base,
             timeout=timeout,
@@ -91,7 +95,7 @@ class Remote:
         )
         tries = backoff.start()
         while True:
-            pause = 0.0
+            pause, began = 0.0, time.monotonic()
             try:
                 response = await self.http.send(request)
             except httpx.RequestError as error:
@@ -100,12 +104,13 @@ class Remote:
                     raise failure from error
             else:
                 if response.status_code not in PASSING:
+                    self.outage.over()
                     return read(response, model)
                 failure, pause = error_of(response), retry_after(response)
             delay = tries.pause(at_least=pause)
             if delay is None:
                 raise failure
-            await asyncio.sleep(delay)
+            await self.outage.pause(delay, failure, since=began)
 
 
 def _server_url(value: str) -> httpx.URL:

@@ -6,7 +6,6 @@ or a stream that ends without the final chunk is a drop, and the log is asked ag
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -61,6 +60,8 @@ class Subscription:
         self.cursor = after
         self._http = server.http
         self._server = server.name
+        self._outage = server.outage
+        self._asked: float | None = None  # when it was asked what it has not answered yet
         self._path = path
         self._tries = backoff.start()
         self._cap = backoff.cap
@@ -96,13 +97,14 @@ class Subscription:
         delay = self._tries.pause(at_least=drop.pause)
         if delay is None or self._faults >= _MAX_FAULTS:
             raise failure
-        await asyncio.sleep(delay)
+        await self._outage.pause(delay, failure, since=self._asked)
 
     async def _connection(self) -> AsyncGenerator[Chunk, None]:
         """What one connection yields. Returns after the final chunk; raises `_Drop` at any other end."""
         request = self._http.build_request(
             "GET", self._path, params={"after": self.cursor}, headers=_HEADERS, timeout=self._timeout
         )
+        self._asked = time.monotonic()
         try:
             response = await self._http.send(request, stream=True)
             try:
@@ -122,6 +124,7 @@ class Subscription:
     async def _opened(self, response: httpx.Response) -> bool:
         """Whether a stream follows. If not, the run has ended and the cursor is at its end."""
         if response.status_code == httpx.codes.NO_CONTENT:
+            self._answered()
             self._over = True
             return False
         if response.status_code != httpx.codes.OK:
@@ -132,8 +135,13 @@ class Subscription:
             raise failure
         if not response.headers.get("content-type", "").startswith("text/event-stream"):
             raise _Drop(fault=True)
+        self._answered()
         self._tries.reached()
         return True
+
+    def _answered(self) -> None:
+        self._asked = None
+        self._outage.over()
 
     async def _read(self, response: httpx.Response) -> AsyncGenerator[Chunk, None]:
         parser = Parser()

@@ -132,6 +132,33 @@ def test_a_run_that_is_lost_from_sight_says_how_to_come_back(api: ScriptedApi) -
     assert result.stderr == "error: Too late.\n"
 
 
+AWAY = problem(503, "store_unavailable", "The store is away.")
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]], ids=["text", "json"])
+def test_an_outage_and_its_end_are_said_once_on_standard_error(
+    api: ScriptedApi, monkeypatch: pytest.MonkeyPatch, as_json: list[str]
+) -> None:
+    monkeypatch.setattr("durable.client.outage.NOTICE_SECONDS", 0)
+    api.streams.extend([Stream(until=5, cut=True), AWAY, AWAY])
+    result = durable(api, "observe", "run-1", *as_json)
+    assert result.exit_code == 0
+    assert result.stderr == "The server does not answer; trying again …\nThe server answers again.\n"
+    assert as_json or "\nHello \nwörld\n" in result.stdout
+
+
+def test_a_server_that_is_not_ready_is_told_from_one_that_is_not_there(
+    api: ScriptedApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("durable.client.outage.NOTICE_SECONDS", 0)
+    api.submits.extend([AWAY, AWAY])
+    result = durable(api, "run", "echo", "hi", "--detach")
+    assert (result.exit_code, result.stdout) == (0, "run-1\n")
+    assert result.stderr.startswith(
+        "The server is not ready (The store is away); trying again …\nThe server answers again.\n"
+    )
+
+
 def test_ctrl_c_leaves_the_run_alone_and_says_how_to_come_back(api: ScriptedApi) -> None:
     api.streams.append(Stream(until=5, hold=True))
     with started("--url", api.url, "run", "echo", "hi") as process:
