@@ -15,6 +15,9 @@ SOURCES := durable worker api tests examples benchmarks
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+# $(call quietly,COMMAND): its output is shown only when it fails.
+quietly = log=$$(mktemp); $(1) >"$$log" 2>&1 || { code=$$?; cat "$$log" >&2; rm -f "$$log"; exit $$code; }; rm -f "$$log"
+
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -40,8 +43,9 @@ chaos: $(INSTALLED) ## Crash everywhere, kill for SECONDS=600 with SEED=1, and b
 	@echo "With fencing broken on purpose, the loop has to find faults:"
 	@$(BIN)/python -m tests.chaos --seconds 90 --seed $(SEED) --sabotage fencing
 
-dev: $(INSTALLED) ## Run Redis, a worker, the API and Flower here until Ctrl-C
-	@DURABLE_AGENTS="$${DURABLE_AGENTS-examples.agents}" $(BIN)/durable dev
+WORKERS ?= 1
+dev: $(INSTALLED) ## Run Redis, WORKERS=1 workers, the API and Flower here until Ctrl-C
+	@DURABLE_AGENTS="$${DURABLE_AGENTS-examples.agents}" $(BIN)/durable dev --workers $(WORKERS)
 
 lint: $(INSTALLED) ## Check style and types
 	$(BIN)/ruff check $(SOURCES)
@@ -76,11 +80,12 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 		{ echo "$(PYTHON) can't create environments (on Debian: apt install python3-venv)" >&2; exit 1; }
 	@echo "Creating $(VENV) with $(PYTHON)"
-	@$(PYTHON) -m venv --clear $(VENV)
+	@$(call quietly,$(PYTHON) -m venv --clear $(VENV))
 
 # pip checks every file against its hash; the project itself goes in without its dependencies, editable.
 $(INSTALLED): requirements.lock pyproject.toml | $(BIN)/python
 	@echo "Installing the locked packages (about a minute the first time)"
-	@$(BIN)/pip install --require-hashes --requirement requirements.lock
-	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	@$(call quietly,$(BIN)/pip install --require-hashes --requirement requirements.lock)
+	@echo "Installing the project"
+	@$(call quietly,$(BIN)/pip install --no-deps --no-build-isolation --editable .)
 	@touch $@

@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+import copy
+import logging
+from typing import Any, Final
+
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.config import LOGGING_CONFIG
 
+from durable.agents import check_agents
 from durable.settings import Settings
 
 from .app import create_app
+
+_PROBES: Final = frozenset({"/healthz", "/readyz"})
+
+
+class WithoutProbes(logging.Filter):
+    """Keeps questions after this process's health out of the access log, as long as it is well."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the line is written. Its arguments are client, method, path, HTTP version and status."""
+        match record.args:
+            case (_, _, str(path), _, int(status)):
+                return path not in _PROBES or status >= 400
+            case _:
+                return True
+
+
+def _log_config() -> dict[str, Any]:
+    """Uvicorn's own, with the filter."""
+    config = copy.deepcopy(LOGGING_CONFIG)
+    config["filters"] = {"probes": {"()": WithoutProbes}}
+    config["loggers"]["uvicorn.access"]["filters"] = ["probes"]
+    return config
 
 
 def serve(settings: Settings, app: FastAPI | None = None) -> None:
@@ -16,11 +44,16 @@ def serve(settings: Settings, app: FastAPI | None = None) -> None:
     Args:
         settings: Of this process.
         app: Default: the API.
+
+    Raises:
+        ConfigurationError: The agents that it shall host can't be imported.
     """
+    check_agents(settings.agents)
     uvicorn.run(
         app or create_app(settings),
         host=settings.host,
         port=settings.port,
+        log_config=_log_config(),
         # Streams end by themselves when the server is told to stop; whatever still hangs then is cut.
         timeout_graceful_shutdown=5,
         server_header=False,

@@ -14,14 +14,13 @@ from examples.agents import agent
 
 async def main() -> None:
     """Ask, watch, and look at the result."""
-    durable = create_durable_agent(agent)
-    run = await durable.stream("How warm is it in Lisbon in October?")
-    async for chunk in run:
-        if isinstance(chunk, TextDelta):
-            print(chunk.payload.text, end="", flush=True)
-    result = await run.result()
+    async with create_durable_agent(agent) as durable:
+        run = await durable.stream("How warm is it in Lisbon in October?")
+        async for chunk in run:
+            if isinstance(chunk, TextDelta):
+                print(chunk.payload.text, end="", flush=True)
+        result = await run.result()
     print(f"\n\nrun {result.run_id}: {result.usage.total_tokens} tokens, {len(result.all_messages())} messages")
-    await durable.aclose()
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
 from durable.agents.agent import DurableAgent, EventedAgent, create_durable_agent, create_evented_agent
 from durable.agents.handle import RunHandle, RunResult
-from durable.agents.registry import load_agents
+from durable.agents.registry import check_agents, load_agents
 
 __all__ = [
     "DurableAgent",
     "EventedAgent",
     "RunHandle",
     "RunResult",
+    "check_agents",
     "create_durable_agent",
     "create_evented_agent",
     "load_agents",

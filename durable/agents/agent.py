@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 from weakref import WeakKeyDictionary
 
 import fakeredis
@@ -56,6 +56,18 @@ class DurableAgent:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
+
+    async def __aenter__(self) -> Self:
+        """Connect; leaving is `aclose()`. A process that keeps its agents for as long as it lives needs neither.
+
+        Raises:
+            ConfigurationError: It needs Redis, and none is configured.
+        """
+        await self._backend()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
 
     async def stream(
         self,

@@ -9,8 +9,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
+import os
 import shutil
 import sys
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final, TextIO
 
@@ -29,6 +32,7 @@ from durable.views import AgentPage
 DATA_FOLDER: Final = Path(".durable")
 FLOWER_PORT: Final = 5555
 FLOWER_COLUMNS: Final = "name,uuid,state,args,received,started,runtime,worker"
+CELERYS_WARNING_OF_ROOT: Final = "ignore:You're running the worker with superuser"
 # The programs need a moment more than what they give to their runs and streams.
 STOP_MARGIN_SECONDS: Final = 10.0
 
@@ -130,7 +134,8 @@ def dev(settings: Settings, *, workers: int = 1, flower: bool = True, output: Te
         output: Where all lines go; standard output by default.
 
     Returns:
-        The exit code: 0 after Ctrl-C or SIGTERM, 1 when a service ended by itself.
+        The exit code: 0 after Ctrl-C or SIGTERM, 1 when a service ended by itself. A worker that did is started
+        again; only one that does so again and again counts.
 
     Raises:
         ConfigurationError: No agents are named, or a service could not be started.
@@ -143,8 +148,8 @@ def dev(settings: Settings, *, workers: int = 1, flower: bool = True, output: Te
         redis_url, where = _redis(settings, cleanup, stack)  # first to start, hence last to stop
         cleanup.enter_context(stack)
         with contextlib.suppress(StopRequested):
-            addresses = _start_all(stack, settings, redis_url, workers=workers, flower=flower)
-            _announce(console, settings, {**addresses, "Redis": where})
+            rows = _start_all(stack, settings, redis_url, workers=workers, flower=flower)
+            _announce(console, settings, {**rows, "Redis": where})
             return stack.run_forever()
         return 0
 
@@ -161,29 +166,40 @@ def _redis(settings: Settings, cleanup: contextlib.ExitStack, stack: Stack) -> t
 
 
 def _start_all(stack: Stack, settings: Settings, redis_url: str, *, workers: int, flower: bool) -> dict[str, str]:
-    """Start the services; give the addresses to show, by title."""
+    """Start the services; give what to show of them, by title."""
     common = _environment(settings)
     host, port = settings.host, free_port_near(settings.port, settings.host)
     address = api_address(host, port)
     _say_if_moved(stack, "api", settings.port, port)
     stack.start(api_service(redis_url, host=host, port=port, agents=settings.agents, env=common))
-    for number in range(1, workers + 1):
-        name = "worker" if workers == 1 else f"worker{number}"
-        service = worker_service(
-            redis_url, settings.agents, name=name, grace_seconds=settings.grace_seconds, env=common
-        )
-        # With agents to announce, it is ready when the API knows them.
-        ready = (lambda: bool(_agent_names(address))) if settings.agents else None
-        stack.start(dataclasses.replace(service, ready=ready))
-    addresses = {"API": address, "API docs": f"{address}/docs"}
+    rows = {"API": address, "API docs": f"{address}/docs"}
+    started = [stack.start(service) for service in _worker_services(settings, redis_url, address, workers)]
+    rows["Workers"] = ", ".join(f"{child.name} (pid {child.pid})" for child in started)
     if flower and has_flower():
         flower_port = free_port_near(FLOWER_PORT)
         _say_if_moved(stack, "flower", FLOWER_PORT, flower_port)
         stack.start(flower_service(redis_url, port=flower_port, env=common))
-        addresses["Flower"] = f"http://{LOOPBACK}:{flower_port}"
+        rows["Flower"] = f"http://{LOOPBACK}:{flower_port}"
     elif flower:
-        addresses["Flower"] = "not installed (pip install 'durable-agents[dev]')"
-    return addresses
+        rows["Flower"] = "not installed (pip install 'durable-agents[dev]')"
+    return rows
+
+
+def _worker_services(settings: Settings, redis_url: str, address: str, workers: int) -> Iterator[Service]:
+    """Workers that come back when they are killed. One is ready when the API at `address` counts it."""
+    # In development, being root is nobody's news.
+    given = os.environ.get("PYTHONWARNINGS")
+    quiet = {"PYTHONWARNINGS": ",".join(filter(None, (given, CELERYS_WARNING_OF_ROOT)))}
+    for number in range(1, workers + 1):
+        service = worker_service(
+            redis_url,
+            settings.agents,
+            name="worker" if workers == 1 else f"worker{number}",
+            grace_seconds=settings.grace_seconds,
+            env=_environment(settings) | quiet,
+        )
+        ready = partial(_has_workers, address, number)
+        yield dataclasses.replace(service, ready=ready, restarts=True)
 
 
 def _environment(settings: Settings) -> dict[str, str]:
@@ -222,6 +238,14 @@ def _program() -> str:
         return "durable"
     script = Path(sys.executable).with_name("durable")
     return str(script.relative_to(Path.cwd())) if script.is_relative_to(Path.cwd()) else str(script)
+
+
+def _has_workers(address: str, number: int) -> bool:
+    """Whether the API counts so many live workers. Its log has no line for the question."""
+    with contextlib.suppress(httpx.HTTPError, ValueError):
+        answer = httpx.get(f"{address}/readyz", timeout=2, trust_env=False)
+        return answer.is_success and int(answer.json().get("workers", 0)) >= number
+    return False
 
 
 def _agent_names(address: str) -> list[str]:

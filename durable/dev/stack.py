@@ -22,6 +22,7 @@ from typing import Final, Self, TextIO
 
 import httpx
 
+from durable.dev.comeback import Comeback, end_of
 from durable.dev.guardian import Guardian, spawn
 from durable.errors import ConfigurationError
 
@@ -46,6 +47,7 @@ class Service:
         ready_seconds: How long that may take.
         grace_seconds: How long it may take to end after SIGTERM; then its group gets SIGKILL.
         cwd: Its working folder; by default that of this process.
+        restarts: Whether it is started again when it ends by itself. Else the stack ends with it.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Service:
     ready_seconds: float = 30.0
     grace_seconds: float = 10.0
     cwd: Path | None = None
+    restarts: bool = False
 
 
 class StopRequested(Exception):
@@ -62,13 +65,27 @@ class StopRequested(Exception):
 
 
 class Child:
-    """One running service: its process, its output, its end."""
+    """One running service: its process, its output, its end.
+
+    Attributes:
+        service: What it takes to start it.
+        comeback: Decides whether it is started again.
+        comes_back_at: When it is, by the monotonic clock; None while it runs.
+    """
+
+    _process: subprocess.Popen[bytes]
+    _guardian: Guardian
 
     def __init__(self, service: Service, emit: Callable[[str, str], None]) -> None:
         self.service = service
+        self.comeback = Comeback()
+        self.comes_back_at: float | None = None
         self._emit = emit
-        self._process: subprocess.Popen[bytes]
-        self._guardian: Guardian
+        self._start()
+
+    def _start(self) -> None:
+        service = self.service
+        self._began = time.monotonic()
         env = {**os.environ, "PYTHONUNBUFFERED": "1", **service.env}
         self._process, self._guardian = spawn(service.argv, env=env, cwd=service.cwd, stdout=subprocess.PIPE)
         self._pump = threading.Thread(target=self._forward, name=f"output of {service.name}", daemon=True)
@@ -88,6 +105,21 @@ class Child:
     def exit_code(self) -> int | None:
         """None while it runs; negative after a signal."""
         return self._process.poll()
+
+    @property
+    def lived_seconds(self) -> float:
+        """How long ago it was started."""
+        return time.monotonic() - self._began
+
+    def restart(self) -> None:
+        """Start it again, once it has ended.
+
+        Raises:
+            OSError: The program can't be started.
+        """
+        self.kill()  # what is left of its group
+        self.comes_back_at = None
+        self._start()
 
     def is_ready(self) -> bool:
         """Whether its ready check holds now. Without a check it is ready from the start."""
@@ -206,7 +238,7 @@ class Stack:
         self._watched[name] = alive
 
     def run_forever(self) -> int:
-        """Wait until a signal asks to stop, a child is gone or the terminal is, then stop everything.
+        """Wait until a signal asks to stop, a child is gone for good or the terminal is, then stop everything.
 
         Returns:
             The exit code of the program: 0 when asked to stop, 1 when something ended by itself.
@@ -222,6 +254,8 @@ class Stack:
 
     def stop(self) -> None:
         """End all children in reverse order. A second signal, or an exception, turns to SIGKILL at once."""
+        if self._children and self._stop_requests:
+            self.emit("stack", "stopping … (once more: at once)")
         try:
             while self._children:
                 self._children.pop().end(hurried=lambda: self._stop_requests > 1)
@@ -243,9 +277,31 @@ class Stack:
 
     def _first_gone(self) -> str | None:
         for child in self._children:
-            if child.exit_code is not None:
-                return f"{child.name} ended with code {child.exit_code}"
+            exit_code = child.exit_code
+            if exit_code is not None and not self._brought_back(child, exit_code):
+                return end_of(child.name, exit_code)
         return next((f"{name} is gone" for name, alive in self._watched.items() if not alive()), None)
+
+    def _brought_back(self, child: Child, exit_code: int) -> bool:
+        """Whether a child that has ended runs again, or will."""
+        if not child.service.restarts:
+            return False
+        words = end_of(child.name, exit_code)
+        if child.comes_back_at is None:
+            pause = child.comeback.pause_after(exit_code, child.lived_seconds)
+            if pause is None:
+                return False
+            child.comes_back_at = time.monotonic() + pause
+            if pause:
+                self.emit("stack", f"{words}; it is started again in {pause:g} s")
+        if time.monotonic() < child.comes_back_at:
+            return True
+        try:
+            child.restart()
+        except OSError:
+            return False
+        self.emit("stack", f"{words}; started again, its pid is {child.pid}")
+        return True
 
     def _terminal_is_gone(self) -> bool:
         """Whether the terminal was closed. SIGHUP tells only its session's leader, which may be `make` or `ssh`."""

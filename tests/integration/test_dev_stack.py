@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,6 +21,7 @@ import pytest
 import redis
 
 from durable.dev import redis_server
+from durable.dev.comeback import MOST_QUICK_DEATHS
 from durable.dev.ports import LOOPBACK, free_port, free_port_near
 from durable.dev.redis_server import PrivateRedis, find_redis_server
 from durable.dev.services import api_service, flower_service, worker_service
@@ -223,6 +226,38 @@ class TestStack:
         wait_until_gone(pids)
         assert "brief ended with code 3" in output.getvalue()
 
+    def test_a_child_that_restarts_comes_back_after_a_kill_and_the_others_stay(
+        self, stack: Stack, output: io.StringIO
+    ) -> None:
+        steady = stack.start(Service("steady", FAMILY))
+        lively = stack.start(Service("lively", FAMILY, restarts=True))
+        killed = lively.pid
+        former = [pid for pid in wait_for_members(output, 4) if os.getpgid(pid) == killed]
+
+        def owner() -> None:
+            lively.send_signal(signal.SIGKILL)
+            wait_until(lambda: lively.pid != killed and lively.exit_code is None, "another process")
+            wait_for_members(output, 6)
+            stack.watch("test", lambda: False)  # enough was seen
+
+        with ThreadPoolExecutor() as pool:
+            seen = pool.submit(owner)
+            assert stack.run_forever() == 1
+            seen.result()
+        assert len(former) == 2
+        wait_until_gone(members(output.getvalue()))
+        assert f"lively was killed (signal 9); started again, its pid is {lively.pid}\n" in output.getvalue()
+        assert steady.exit_code == -signal.SIGTERM
+
+    def test_a_child_that_restarts_and_can_not_live_is_given_up(
+        self, stack: Stack, output: io.StringIO, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("durable.dev.comeback.LONGEST_PAUSE", 0.01)
+        stack.start(Service("sick", ("/bin/sh", "-c", "exit 70"), restarts=True))
+        assert stack.run_forever() == 1
+        assert output.getvalue().count("sick ended with code 70; started again") == MOST_QUICK_DEATHS
+        assert output.getvalue().endswith("sick ended with code 70; stopping everything.\n")
+
     def test_the_end_of_what_is_watched_ends_all(self, stack: Stack, output: io.StringIO) -> None:
         stack.start(Service("steady", FAMILY))
         pids = wait_for_members(output, 2)
@@ -327,6 +362,7 @@ def test_a_second_signal_does_not_wait_for_the_grace_time() -> None:
         assert supervisor.stdout is not None
         pids = members(supervisor.stdout.readline())
         supervisor.send_signal(signal.SIGINT)
+        assert "stopping …" in supervisor.stdout.readline()
         assert "asked" in supervisor.stdout.readline()
         supervisor.send_signal(signal.SIGINT)
         assert supervisor.wait(DEADLINE) == 0
@@ -350,18 +386,23 @@ def test_no_password_is_on_a_command_line() -> None:
         assert not any("hunter2" in argument for argument in service.argv)
 
 
-@pytest.fixture
-def running_dev(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
-    """`durable dev` with the example's agents in an empty folder, and the table of addresses that it printed."""
+def dev(folder: Path, *options: str, agents: str = "examples.agents") -> subprocess.Popen[str]:
+    """Start `durable dev` in a folder."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DURABLE_")}
-    with subprocess.Popen(
-        [sys.executable, "-m", "durable.cli", "dev", "--port", "0"],
-        cwd=tmp_path,
-        env={**environment, "DURABLE_AGENTS": "examples.agents", "COLUMNS": "200"},
+    return subprocess.Popen(
+        [sys.executable, "-m", "durable.cli", "dev", "--port", "0", *options],
+        cwd=folder,
+        env={**environment, "DURABLE_AGENTS": agents, "COLUMNS": "200"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-    ) as process:
+    )
+
+
+@pytest.fixture
+def running_dev(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, str], str]]:
+    """`durable dev` with the example's agents in an empty folder, the table that it printed, and all up to there."""
+    with dev(tmp_path) as process:
         assert process.stdout is not None
         seen = []
         for line in process.stdout:
@@ -370,25 +411,43 @@ def running_dev(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], dict[st
                 break
         assert seen[-1].startswith("Stop:"), "".join(seen)
         rows = [line.strip("│\n ").split("│") for line in seen if line.startswith("│")]
-        yield process, {title.strip(): value.strip() for title, value in rows}
+        yield process, {title.strip(): value.strip() for title, value in rows}, "".join(seen)
         process.kill()
 
 
 def test_durable_dev_serves_at_the_addresses_it_prints_and_leaves_nothing(
-    running_dev: tuple[subprocess.Popen[str], dict[str, str]], tmp_path: Path
+    running_dev: tuple[subprocess.Popen[str], dict[str, str], str], tmp_path: Path
 ) -> None:
-    process, addresses = running_dev
+    process, addresses, told = running_dev
+    for noise in ("/readyz", "superuser"):
+        assert noise not in told
     assert process.poll() is None
     assert addresses["Agents"]
     redis_url = addresses["Redis"].split()[0]
+    (worker,) = map(int, re.findall(r"pid (\d+)", addresses["Workers"]))
+    os.kill(worker, signal.SIGKILL)
+    assert any("worker was killed (signal 9); started again, its pid is" in line for line in process.stdout or ())
     for address in (addresses["API docs"], addresses["API"] + "/readyz", addresses["Flower"] + "/healthcheck"):
         assert httpx.get(address, trust_env=False).is_success
     with redis.Redis.from_url(redis_url) as client:
         client.set("kept", "over a restart")
     process.send_signal(signal.SIGTERM)
+    assert any("stopping …" in line for line in process.stdout or ())
     assert process.wait(DEADLINE) == 0
     for address in (addresses["API"], addresses["Flower"], redis_url):
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection((LOOPBACK, urlsplit(address).port or 0))
     with PrivateRedis(tmp_path / ".durable" / "redis") as server, redis.Redis.from_url(server.url) as client:
         assert client.get("kept") == b"over a restart"
+
+
+def test_durable_dev_says_in_one_line_where_an_agents_module_is_broken(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("import json\n\njson.loads('a secret')\n")
+    with dev(tmp_path, agents="broken") as process:
+        told, _ = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 4
+    assert "Traceback" not in told
+    assert "secret" not in told
+    first, second = told.splitlines()
+    assert f"JSONDecodeError at {tmp_path}/broken.py:3." in first
+    assert second.startswith("error: api ended with code 4")

@@ -38,6 +38,22 @@ async def test_a_run_in_memory_is_tried_again_when_its_provider_failed() -> None
     assert len(asked) == 2
 
 
+async def test_leaving_the_agent_closes_all_that_it_opened() -> None:
+    async def answer(_: list[ModelMessage], __: AgentInfo) -> AsyncIterator[str]:
+        yield "done"
+
+    tasks = asyncio.all_tasks()
+
+    async def closed() -> bool:
+        return asyncio.all_tasks() == tasks
+
+    async with asyncio.timeout(30):
+        async with create_durable_agent(Agent(FunctionModel(stream_function=answer), name="memory")) as agent:
+            assert asyncio.all_tasks() > tasks
+            assert (await agent.generate("Hi")).output == "done"
+        await eventually(closed, what="the end of the agent's tasks")
+
+
 async def test_no_more_runs_are_executed_at_a_time_than_the_settings_allow() -> None:
     under_way = most = 0
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from durable.agents import load_agents
+from durable.agents import check_agents, load_agents
 from durable.errors import ConfigurationError
 
 Write = Callable[..., str]
@@ -136,3 +136,34 @@ def test_an_agent_without_a_name_that_is_an_address_can_not_be_wrapped(write: Wr
     module = write(f"a = create_evented_agent(agent({name}))")
     with pytest.raises(ConfigurationError, match="name"):
         load_agents(module)
+
+
+@pytest.mark.parametrize(
+    ("lines", "place", "kind"),
+    [
+        (["x = 1", "nowhere(x)"], 3, "NameError"),
+        (["x = 1", "y = 2", "def f(:"], 4, "SyntaxError"),
+        (["import json", "def load():", "    return json.loads('secret')", "load()"], 4, "JSONDecodeError"),
+    ],
+    ids=["own", "syntax", "in a library"],
+)
+def test_a_module_that_raises_is_told_with_its_place_and_not_its_words(
+    write: Write, lines: list[str], place: int, kind: str
+) -> None:
+    name = write(*lines, head="")
+
+    with pytest.raises(ConfigurationError) as refused:
+        check_agents(f"{name}:agent")
+
+    message = refused.value.message
+    assert f"{kind} at " in message
+    assert f"{name}.py:{place}." in message
+    assert message.endswith(f'python -c "import {name}"')
+    assert "secret" not in message
+
+
+def test_a_module_that_can_be_imported_is_checked_as_it_is_loaded(write: Write) -> None:
+    check_agents("")
+    check_agents(write("one = create_evented_agent(agent('one'))"))
+    with pytest.raises(ConfigurationError, match="no wrapped agent"):
+        check_agents(write())
