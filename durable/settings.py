@@ -36,7 +36,7 @@ class Settings(BaseSettings):
     stall_seconds: float = Field(30, gt=0, description="An event loop that stands still for so long gives up its runs.")
     sweep_seconds: float = Field(1, gt=0.05, description="How often lost runs are looked for.")
     flush_ms: float = Field(20, ge=0, le=5000, description="How long deltas may wait for company; 0 sends each alone.")
-    max_attempts: int = Field(5, ge=1, description="Claims of a run without any progress.")
+    max_attempts: int = Field(5, ge=1, description="Attempts in a row that got nothing done, before a run fails.")
     retention_seconds: int = Field(604_800, ge=1, description="How long an ended run can be read.")
     tombstone_seconds: int = Field(2_592_000, ge=1, description="How long an expired run answers 410 and not 404.")
     concurrency: int = Field(200, ge=1, description="Runs at a time in one process.")

@@ -255,7 +255,7 @@ class Stack:
     def stop(self) -> None:
         """End all children in reverse order. A second signal, or an exception, turns to SIGKILL at once."""
         if self._children and self._stop_requests:
-            self.emit("stack", "stopping … (once more: at once)")
+            self.emit("stack", "stopping …; a second Ctrl-C does not wait")
         try:
             while self._children:
                 self._children.pop().end(hurried=lambda: self._stop_requests > 1)

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from pydantic_ai.messages import ModelResponse, ToolCallPart
 
-from durable import create_durable_agent
+from durable import create_durable_agent, fold_text
 from durable.chunks import UnknownChunk
+from examples import almanac
 from examples.agents import agent, choose_model, to_fahrenheit, usual_temperature
 from examples.demo import DemoFailed, Observer, prove
 from examples.offline_model import LABEL, MODEL_NAME, offline_model
@@ -83,6 +84,20 @@ async def test_the_offline_script_calls_the_tools_and_says_what_it_is() -> None:
     assert result.output.startswith(LABEL)
     assert "-2.3 °C in Oslo, which is 27.9 °F" in result.output
     assert {answer.model_name for answer in responses} == {MODEL_NAME}
+
+
+async def test_the_almanac_looks_each_month_up_once_and_tells_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOOKUP_SECONDS", "SECONDS_A_WORD"):
+        monkeypatch.setattr(almanac, name, 0)
+    async with create_durable_agent(almanac.agent) as durable:
+        run = await durable.stream("Oslo, please")
+        text = fold_text([chunk async for chunk in run])
+        messages = (await run.result()).messages
+
+    looked_up = [part.args_as_dict() for answer in messages for part in answer.parts if isinstance(part, ToolCallPart)]
+    assert looked_up == [{"city": "Oslo", "month": month} for month in almanac.MONTHS]
+    assert text.startswith("Oslo: In January it is usually -2.3 °C in Oslo. In February")
+    assert text.endswith("In December it is usually -1.8 °C in Oslo. ")
 
 
 async def test_the_offline_script_answers_a_question_without_a_city() -> None:
