@@ -101,6 +101,7 @@ def flower_service(redis_url: str, *, port: int = FLOWER_PORT, env: dict[str, st
             f"--address={LOOPBACK}",
             f"--port={port}",
             f"--tasks_columns={FLOWER_COLUMNS}",
+            "--logging=warning",
         ),
         env={**(env or {}), "DURABLE_REDIS_URL": redis_url, "FLOWER_UNAUTHENTICATED_API": "true"},
         ready=f"http://{LOOPBACK}:{port}/healthcheck",
@@ -187,7 +188,7 @@ def _start_all(stack: Stack, settings: Settings, redis_url: str, *, workers: int
 
 def _worker_services(settings: Settings, redis_url: str, address: str, workers: int) -> Iterator[Service]:
     """Workers that come back when they are killed. One is ready when the API at `address` counts it."""
-    # In development, being root is nobody's news.
+    # In development, being root is nobody's news, nor are the neighbours that come and go.
     given = os.environ.get("PYTHONWARNINGS")
     quiet = {"PYTHONWARNINGS": ",".join(filter(None, (given, CELERYS_WARNING_OF_ROOT)))}
     for number in range(1, workers + 1):
@@ -199,7 +200,8 @@ def _worker_services(settings: Settings, redis_url: str, address: str, workers: 
             env=_environment(settings) | quiet,
         )
         ready = partial(_has_workers, address, number)
-        yield dataclasses.replace(service, ready=ready, restarts=True)
+        argv = (*service.argv, "--without-mingle", "--without-gossip")
+        yield dataclasses.replace(service, argv=argv, ready=ready, restarts=True)
 
 
 def _environment(settings: Settings) -> dict[str, str]:

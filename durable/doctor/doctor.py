@@ -184,7 +184,7 @@ class Doctor:
         async for member in self._members(keys.leases):
             run_id, _, token = member.rpartition(":")
             if not await self._fits(keys.leases, member, run_id, {RunStatus.RUNNING}, token):
-                yield Finding(run_id, "state", f"There is a lease {token}, which is not that of a running attempt.")
+                yield Finding(run_id, "state", f"There is a lease of attempt {token}, which is not running.")
         async for run_id in self._members(keys.wakeups):
             if not await self._fits(keys.wakeups, run_id, run_id, {RunStatus.QUEUED, RunStatus.SUSPENDED}):
                 yield Finding(run_id, "state", "There is a wake-up, and no run that waits for it.")
