@@ -53,6 +53,12 @@ class Circumstances:
         """Whether nobody is there to execute it. Who executes a `durable` agent need not be a worker."""
         return self.workers == 0 and self.record.fields.get("kind") == b"evented"
 
+    @property
+    def at_last_attempt(self) -> bool:
+        """Whether its next attempt without progress is the last one, after others that were lost."""
+        claims = self.record.claims
+        return claims > 0 and claims + 1 == self.max_attempts
+
 
 async def views(announcements: Announcements, records: Sequence[RunRecord]) -> list[RunView]:
     """Runs as callers see them; one that waits because nobody serves its agent says so.
@@ -158,6 +164,9 @@ def _queued(found: Circumstances) -> _Findings:
         return RETRYING, "Its model's provider failed; it waits until it is tried again.", facts
     if not found.swept:
         return "waiting", f"It waits for a worker to take it up. {_NOBODY_LOOKS}", facts
+    if found.at_last_attempt:
+        words = "Its workers were lost again and again; its last attempt waits until a worker executes nothing else."
+        return "last_attempt", words, facts
     if found.ahead:
         return "behind_others", "It waits for a worker to have room; older runs of its queue wait, too.", facts
     return "waiting", "It waits for a worker to take it up.", facts
@@ -255,7 +264,7 @@ def _retries(found: Circumstances) -> list[Fact]:
 def _attempts(found: Circumstances) -> list[Fact]:
     record, facts = found.record, []
     if record.token:
-        claims = int(record.fields.get("claims", b"0"))
+        claims = record.claims
         words = f"Attempts so far: {record.token}; without progress: {claims} of at most {found.max_attempts}."
         facts.append(
             _fact("attempts", words, attempt=record.token, withoutProgress=claims, maxAttempts=found.max_attempts)

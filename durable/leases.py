@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from redis.exceptions import NoScriptError, RedisError
 
@@ -52,15 +52,19 @@ class Lease:
         return f"{self.run_id}:{self.token}"
 
 
+ALONE: Final = "alone"
+"""The refusal of a run that is executed by nobody who executes others."""
+
+
 @dataclass(frozen=True)
 class Refusal:
-    """Why a run could not be claimed: `held`, `early`, `unknown`, `foreign`, `suspended` or `ended`."""
+    """Why a run could not be claimed: `held`, `early`, `unknown`, `foreign`, `suspended`, `ended` or `alone`."""
 
     reason: str
 
 
 async def claim(
-    store: Store, settings: Settings, run_id: str, owner: str, agents: Iterable[str] = ()
+    store: Store, settings: Settings, run_id: str, owner: str, agents: Iterable[str] = (), *, crowded: bool = False
 ) -> Lease | Refusal:
     """Claim a run for `owner`.
 
@@ -70,17 +74,20 @@ async def claim(
         run_id: The run.
         owner: Who claims it.
         agents: The agents that the owner has; any agent's run is claimed when there are none.
+        crowded: Whether the owner may be executing other runs. The last attempt at a run that was lost before is
+            refused then: it is made alone.
 
     Raises:
         StoreUnavailable: Redis does not answer.
     """
     nonce = secrets.token_urlsafe(12)
     keys = store.keys
+    last = settings.max_attempts if crowded else 0
     begun = time.monotonic()
     reply = await store.run(
         CLAIM,
         [keys.run(run_id), keys.leases, keys.wakeups],
-        [run_id, owner, nonce, int(settings.lease_seconds * 1000), keys.status_indexes, *agents],
+        [run_id, owner, nonce, int(settings.lease_seconds * 1000), keys.status_indexes, last, *agents],
     )
     if text(reply[0]) != "claimed":
         return Refusal(text(reply[0]))

@@ -129,11 +129,13 @@ class RunWriter:
     Attributes:
         last_seq: The log's newest seq, as far as this writer knows.
         on_fenced: Called when Redis refuses a write because the run has another owner, or has ended.
+        on_progress: Called when what gets the run on is stored.
     """
 
     def __init__(self, sender: Sender, lease: Lease) -> None:
         self.lease = lease
         self.on_fenced: Callable[[], None] = lambda: None
+        self.on_progress: Callable[[], None] = lambda: None
         self.last_seq = lease.last_seq
         self.under_way: _Batch | None = None
         self._sender = sender
@@ -269,6 +271,8 @@ class RunWriter:
             self._number -= 1
         else:
             self.last_seq = int(reply[2])
+            if any(note.progress for note in batch.notes):
+                self.on_progress()
         if not batch.done.done():
             batch.done.set_result(verdict)
         self._size = sum(piece.size for piece in self._pieces)

@@ -24,9 +24,10 @@ from durable.definition import AgentDefinition
 from durable.errors import DurableError, StoreUnavailable
 from durable.execution.attempt import EXHAUSTED, UNREADABLE, Attempt, Outcome, Stop
 from durable.execution.failures import places
+from durable.execution.isolation import PATIENCE, Isolation
 from durable.execution.retrying import Postponement
 from durable.execution.start import StartPoint
-from durable.leases import Lease, LeaseKeeper, Refusal, claim, release
+from durable.leases import ALONE, Lease, LeaseKeeper, Refusal, claim, release
 from durable.probes import Point, Probe, silent
 from durable.runs import WAKE_GRACE, RunRecord, RunRequest, Runs
 from durable.settings import Settings
@@ -72,6 +73,7 @@ class Engine:
         self._runs = Runs(store, settings)
         self._appender = Appender(store, settings, probe)
         self._keeper = LeaseKeeper(store, settings, on_stall)
+        self._isolation = Isolation(PATIENCE * settings.lease_seconds)
         self._attempts: dict[str, Attempt | None] = {}
         self._claiming = 0
         self._early_cancels: set[str] = set()
@@ -105,28 +107,59 @@ class Engine:
         """Execute a run, to its end or until it is handed back; None when it is not ours to execute.
 
         A run that somebody else executes, that waits, that has ended or that does not exist is left alone: the same
-        message may arrive any number of times.
+        message may arrive any number of times. A run that has to be executed alone waits until nothing else is, and
+        others wait for it.
 
         Raises:
             StoreUnavailable: Redis does not answer.
         """
+        if self._isolation.at_gate(run_id):
+            return None  # the wake-up of a run that waits is repeated again and again
+        try:
+            async with self._isolation.beside_others(run_id):
+                lease = await self._claim(run_id, crowded=True)
+                if lease != Refusal(ALONE):
+                    return await self._execute(run_id, lease)
+            return await self._execute_alone(run_id)
+        finally:
+            if run_id not in self._attempts:
+                self._early_cancels.discard(run_id)
+
+    async def _execute_alone(self, run_id: str) -> Outcome | None:
+        """Make the last attempt at a run that was lost before, when nothing else is under way."""
+        log.warning("run %s was lost again and again: its last attempt waits until nothing else is executed", run_id)
+        async with self._isolation.turn(run_id) as turn:
+            lease: Lease | Refusal = Refusal(ALONE)
+            while lease == Refusal(ALONE):
+                self._make_room()
+                lease = await self._claim(run_id, crowded=not await turn.alone())
+            if isinstance(lease, Lease) and lease.claims < self._settings.max_attempts:
+                turn.lift()  # somebody else has got it on meanwhile
+            return await self._execute(run_id, lease, on_progress=turn.lift)
+
+    async def _claim(self, run_id: str, *, crowded: bool) -> Lease | Refusal:
         if self._draining:
-            return None  # its wake-up is repeated, by somebody who goes on
+            return Refusal("draining")  # its wake-up is repeated, by somebody who goes on
         self._probe(Point.CLAIM_BEFORE)
         self._claiming += 1
         try:
-            lease = await claim(self._store, self._settings, run_id, self.owner, self._definitions)
+            lease = await claim(self._store, self._settings, run_id, self.owner, self._definitions, crowded=crowded)
         finally:
             self._claiming -= 1
             self._changed.set()
         self._probe(Point.CLAIM_AFTER)
+        return lease
+
+    async def _execute(
+        self, run_id: str, lease: Lease | Refusal, on_progress: Callable[[], None] = lambda: None
+    ) -> Outcome | None:
         if isinstance(lease, Refusal):
             log.info("run %s is not executed here: %s", run_id, lease.reason)
             return None
         self._keeper.add(lease)
         self._attempts[run_id] = None
         try:
-            outcome = await self._attempt(lease)
+            outcome = await self._attempt(lease, on_progress)
         except asyncio.CancelledError:
             await asyncio.shield(self._hand_back(lease))
             raise
@@ -145,12 +178,11 @@ class Engine:
 
     def cancel(self, run_id: str) -> None:
         """End a run as cancelled, if it is executed here."""
-        if run_id in self._attempts:
-            attempt = self._attempts[run_id]
-            if attempt is None:
-                self._early_cancels.add(run_id)
-            else:
-                attempt.stop(Stop.CANCEL)
+        attempt = self._attempts.get(run_id)
+        if attempt is not None:
+            attempt.stop(Stop.CANCEL)
+        elif run_id in self._attempts or self._isolation.awaits(run_id):
+            self._early_cancels.add(run_id)
 
     def hand_back(self, run_id: str) -> None:
         """Give a run back to the queue, if it is executed here."""
@@ -162,9 +194,8 @@ class Engine:
         """Begin no more runs. Those under way are handed back between two steps; those that are in the middle of one
         after `grace` seconds are handed back there."""
         self._draining = True
-        for attempt in self._attempts.values():
-            if attempt is not None:
-                attempt.yield_soon()
+        self._isolation.open()
+        self._make_room()
         try:
             async with asyncio.timeout(grace):
                 await self._nothing_under_way()
@@ -173,14 +204,21 @@ class Engine:
                 self.hand_back(run_id)
             await self._nothing_under_way()
 
+    def _make_room(self) -> None:
+        """Have the runs under way handed back between two steps."""
+        for attempt in self._attempts.values():
+            if attempt is not None:
+                attempt.yield_soon()
+
     async def _nothing_under_way(self) -> None:
         while self._attempts or self._claiming:
             self._changed.clear()
             await self._changed.wait()
 
-    async def _attempt(self, lease: Lease) -> Outcome:
+    async def _attempt(self, lease: Lease, on_progress: Callable[[], None]) -> Outcome:
         record = await self._runs.get(lease.run_id)
         writer = RunWriter(self._appender, lease)
+        writer.on_progress = on_progress
         request, start, hopeless = await self._load(record, lease)
         attempt = Attempt(
             self._definitions[record.agent],

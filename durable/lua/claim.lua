@@ -2,19 +2,21 @@
 --
 -- KEYS 1 run  2 leases  3 wakeups
 -- ARGV 1 run id  2 owner  3 nonce of this claim  4 lease, ms  5 prefix of the status indexes
---      6… agents that the owner has; any agent when there are none
+--      6 claims without progress of which the last is made alone; '0' when the owner executes nothing else
+--      7… agents that the owner has; any agent when there are none
 -- Returns {'claimed', token, lastSeq, claims without progress} | {'held', ms left} | {'early', ms left} | {'unknown'} | {'foreign'}
---      | {'suspended'} | {'ended', status}
+--      | {'suspended'} | {'ended', status} | {'alone'}, for a run that was lost before, at its last attempt
 local run, leases, wakeups = KEYS[1], KEYS[2], KEYS[3]
 local run_id, now = ARGV[1], now_ms()
-local record = redis.call('HMGET', run, 'status', 'token', 'nonce', 'lastSeq', 'claims', 'notBefore')
+local record =
+  redis.call('HMGET', run, 'status', 'token', 'nonce', 'lastSeq', 'claims', 'notBefore', 'cancelRequested')
 local status, token = record[1], tonumber(record[2])
 if not status then
   return {'unknown'}
 end
-if #ARGV > 5 then
+if #ARGV > 6 then
   local agent, known = redis.call('HGET', run, 'agent'), false
-  for i = 6, #ARGV do
+  for i = 7, #ARGV do
     known = known or ARGV[i] == agent
   end
   if not known then
@@ -27,18 +29,26 @@ end
 if status ~= 'queued' and status ~= 'running' then
   return {'ended', status}
 end
+local expiry
 if status == 'running' then
-  local expiry = redis.call('ZSCORE', leases, run_id .. ':' .. int(token))
+  expiry = redis.call('ZSCORE', leases, run_id .. ':' .. int(token))
   if record[3] == ARGV[3] then
     return {'claimed', token, tonumber(record[4]), tonumber(record[5])}
   end
   if expiry and tonumber(expiry) > now then
     return {'held', tonumber(expiry) - now}
   end
-  redis.call('ZREM', leases, run_id .. ':' .. int(token))
-  redis.call('HSET', run, 'lostAt', expiry or int(now))
 elseif record[6] and tonumber(record[6]) > now then
   return {'early', tonumber(record[6]) - now}
+end
+local before, last = tonumber(record[5] or '0'), tonumber(ARGV[6] or '0')
+-- A run that only has to be cancelled does nothing that could kill its process.
+if before > 0 and before + 1 == last and not record[7] then
+  return {'alone'}
+end
+if status == 'running' then
+  redis.call('ZREM', leases, run_id .. ':' .. int(token))
+  redis.call('HSET', run, 'lostAt', expiry or int(now))
 end
 
 token = token + 1

@@ -86,6 +86,11 @@ class RunRecord:
         return int(self.fields.get("checkpointSeq", b"0"))
 
     @property
+    def claims(self) -> int:
+        """How often it was claimed since it last got on."""
+        return int(self.fields.get("claims", b"0"))
+
+    @property
     def retries_used(self) -> int:
         """How often it was tried again since it last got on."""
         return int(self.fields.get("retriesUsed", b"0"))

@@ -187,15 +187,18 @@ class TestWhoExecutes:
         assert (await stage.record(run_id)).status == "queued"
         assert stage.woken == [run_id]
 
-    @pytest.mark.xfail(reason="a lost process counts against each run that it executed, whichever one killed it")
     async def test_a_run_beside_one_that_kills_its_worker_every_time_is_not_given_up(self, stage: Stage) -> None:
         poison = await stage.bench.create(agent="poison")
         harmless = await stage.bench.create(prompt="300", agent="speaker")
+        sweeper = Sweeper(stage.bench.store, stage.settings, stage.wake, "me")
         while stage.execute(poison, beside=harmless, max_attempts=2).crashed:
             for run_id in (poison, harmless):
                 if (await stage.record(run_id)).status == "running":
                     await stage.expire(run_id)
-        assert (await stage.record(poison)).status == "failed"
+            await sweeper.sweep()
+        end = await stage.record(poison)
+        assert (end.status, end.json("error")["code"]) == ("failed", "attempts_exhausted")
+        assert len(stage.effects(poison, "die")) == 3, "one that got on by asking the model, and two that did not"
         assert (await stage.record(harmless)).status == "completed"
 
 

@@ -49,6 +49,17 @@ def test_a_queued_run_tells_how_many_are_before_it() -> None:
     assert "1000 or more" in told({}, ahead=1000)[1]["ahead"]
 
 
+def test_a_run_at_its_last_attempt_waits_to_be_executed_alone() -> None:
+    found, facts = told({"token": 4, "claims": 4}, ahead=7)
+    assert found.reason == "last_attempt"
+    assert found.summary == (
+        "Its workers were lost again and again; its last attempt waits until a worker executes nothing else."
+    )
+    assert facts["attempts"] == "Attempts so far: 4; without progress: 4 of at most 5."
+    assert told({"token": 3, "claims": 3})[0].reason == "waiting"
+    assert told({}, max_attempts=1)[0].reason == "waiting"
+
+
 def test_nobody_is_there() -> None:
     found, facts = told({}, workers=0)
     assert (found.reason, found.summary) == ("no_worker", "It waits: no live worker serves the agent 'weather'.")
