@@ -27,6 +27,7 @@ class Backend:
         in_process: Whether this process executes by itself what it is asked for, if it has the agent. A worker does
             not: it executes what Celery brings.
         on_stall: Called when this process's event loop stood still for too long.
+        on_hung: Called when most of this process's threads for tools hang.
 
     Attributes:
         engine: Executes runs; None in a process without agents.
@@ -41,6 +42,7 @@ class Backend:
         celery: bool = True,
         in_process: bool = True,
         on_stall: Callable[[], None] = lambda: None,
+        on_hung: Callable[[], None] = lambda: None,
     ) -> None:
         self.store = store
         self.settings = settings
@@ -54,7 +56,14 @@ class Backend:
         self._here: Dispatcher | None = None
         self._sweeper: Sweeper | None = None
         if self.definitions:
-            self.engine = Engine(store, settings, self.definitions, redispatch=self.dispatch_again, on_stall=on_stall)
+            self.engine = Engine(
+                store,
+                settings,
+                self.definitions,
+                redispatch=self.dispatch_again,
+                on_stall=on_stall,
+                on_hung=on_hung,
+            )
             self._here = InProcessDispatcher(self.engine.execute, settings.concurrency) if in_process else None
             self._sweeper = Sweeper(store, settings, self.dispatch, self.engine.owner)
 

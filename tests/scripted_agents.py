@@ -14,6 +14,7 @@ import asyncio
 import json
 import os
 import signal
+import threading
 from collections.abc import AsyncIterator
 
 from pydantic_ai import Agent, RunContext
@@ -21,7 +22,7 @@ from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.messages import ModelMessage, ModelRequest, ToolReturnPart, UserPromptPart
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
 
-from durable import create_durable_agent, create_evented_agent, emit
+from durable import create_durable_agent, create_evented_agent, emit, emit_sync
 
 
 async def script(messages: list[ModelMessage], _info: AgentInfo) -> AsyncIterator[str | DeltaToolCalls]:
@@ -93,6 +94,14 @@ def opaque() -> object:
 def huge() -> str:
     """Return 20 MB."""
     return "x" * 20_000_000
+
+
+@agent.tool
+def block(ctx: RunContext[object]) -> str:
+    """Say so, and never return."""
+    emit_sync(ctx, {"blocked": True})
+    threading.Event().wait()
+    return "unreachable"
 
 
 @agent.tool_plain

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -37,11 +37,19 @@ class Host:
     Args:
         settings: Times, limits and addresses.
         definitions: The agents of this worker, by name.
+        on_hung: Called, in the loop, when most of the tools' threads hang.
     """
 
-    def __init__(self, settings: Settings, definitions: Mapping[str, AgentDefinition]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        definitions: Mapping[str, AgentDefinition],
+        *,
+        on_hung: Callable[[], None] = lambda: None,
+    ) -> None:
         self._settings = settings
         self._definitions = definitions
+        self._on_hung = on_hung
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="durable-loop", daemon=True)
         self._backend: Backend | None = None
@@ -77,6 +85,11 @@ class Host:
         self._loop.close()
 
     @property
+    def busy_threads(self) -> int:
+        """How many threads are busy with tools' calls that were given up. They keep a process from ending."""
+        return self._engine.busy_threads
+
+    @property
     def _engine(self) -> Engine:
         if self._backend is None or self._backend.engine is None:
             raise RuntimeError("the host is not started")
@@ -84,7 +97,9 @@ class Host:
 
     async def _open(self) -> None:
         store = Store.of(self._settings)
-        backend = Backend(store, self._settings, self._definitions, in_process=False, on_stall=_exit)
+        backend = Backend(
+            store, self._settings, self._definitions, in_process=False, on_stall=_exit, on_hung=self._on_hung
+        )
         await backend.__aenter__()
         self._backend = backend
         announcing = keep_announced(

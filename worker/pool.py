@@ -8,8 +8,9 @@ prefetching off, a worker looks for work only when its loop turns, up to a secon
 from __future__ import annotations
 
 import itertools
+import logging
 import os
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from celery.concurrency import thread
 from celery.concurrency.base import apply_target
@@ -17,10 +18,19 @@ from celery.worker import state
 
 from .identity import run_of_task
 
+log = logging.getLogger(__name__)
+
+EXIT_HUNG: Final = 71
+"""Exit code of a worker most of whose threads for tools hang."""
+ORDERS: Final[Any] = state
+"""Where Celery's main loop looks for the exit code that it is to stop with. Its stubs know none."""
+
 
 class JobHost(Protocol):
     """Who executes the runs of the pool's jobs."""
 
+    @property
+    def busy_threads(self) -> int: ...
     def start(self) -> None: ...
     def cancel(self, run_id: str) -> None: ...
     def hand_back(self, run_id: str) -> None: ...
@@ -53,15 +63,19 @@ class AgentPool(thread.TaskPool):
 
     def on_stop(self) -> None:
         """Warm shutdown: runs may end within the grace time, then they are handed back."""
-        self._host.drain(self._grace)
-        super().on_stop()
-        self._host.stop()
+        self._stop(self._grace)
 
     def on_terminate(self) -> None:
         """Cold shutdown: hand all runs back now."""
-        self._host.drain(0)
+        self._stop(0)
+
+    def _stop(self, grace: float) -> None:
+        self._host.drain(grace)
         super().on_stop()
         self._host.stop()
+        if self._host.busy_threads:
+            # Python would wait for them. All that is left to do is done: the runs are handed back.
+            os._exit(int(ORDERS.should_stop or 0))
 
     def register_with_event_loop(self, hub: Any) -> None:
         """Remember whom to wake."""
@@ -100,6 +114,13 @@ class AgentPool(thread.TaskPool):
             del self._tasks[job]
             if self._hub is not None:
                 self._hub.call_soon(_nothing)
+
+
+def renew() -> None:
+    """Have the worker stop as SIGTERM does, with an exit code of its own: whoever supervises it starts it again."""
+    log.error("most threads for tools hang: this worker hands its runs back and ends")
+    if ORDERS.should_stop is None and ORDERS.should_terminate is None:
+        ORDERS.should_stop = EXIT_HUNG
 
 
 def _nothing() -> None:

@@ -20,7 +20,7 @@ from durable.errors import ConfigurationError
 from durable.settings import Settings
 
 from .host import Host
-from .pool import AgentPool
+from .pool import AgentPool, renew
 from .tasks import register
 from .transport import Transport
 
@@ -74,7 +74,7 @@ class Program:
     @cached_property
     def host(self) -> Host:
         """Executes this worker's runs."""
-        return Host(self.settings, self.definitions)
+        return Host(self.settings, self.definitions, on_hung=renew)
 
     def _configure(self, instance: Any = None, **_: Any) -> None:
         """Before the worker is set up: import its agents, and consume their queues."""

@@ -11,7 +11,6 @@ import os
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final
 
@@ -27,6 +26,7 @@ from durable.execution.failures import places
 from durable.execution.isolation import PATIENCE, Isolation
 from durable.execution.retrying import Postponement
 from durable.execution.start import StartPoint
+from durable.execution.threads import ToolThreads
 from durable.leases import ALONE, Lease, LeaseKeeper, Refusal, claim, release
 from durable.probes import Point, Probe, silent
 from durable.runs import WAKE_GRACE, RunRecord, RunRequest, Runs
@@ -51,6 +51,7 @@ class Engine:
         definitions: The agents, by name. Looked up when a run begins.
         redispatch: Sends the wake-up of a run that was handed back.
         on_stall: Called, in another thread, when the event loop stood still for too long; a worker exits then.
+        on_hung: Called when more than half of the tools' threads hang in calls that were given up; a worker is renewed.
         probe: Passed at each point where a crash could tear something apart.
     """
 
@@ -62,6 +63,7 @@ class Engine:
         *,
         redispatch: Redispatch,
         on_stall: Callable[[], None] = lambda: None,
+        on_hung: Callable[[], None] = lambda: None,
         probe: Probe = silent,
     ) -> None:
         self._probe = probe
@@ -78,7 +80,7 @@ class Engine:
         self._claiming = 0
         self._early_cancels: set[str] = set()
         self._changed = asyncio.Event()
-        self._executor = ThreadPoolExecutor(settings.tool_threads, thread_name_prefix="tool")
+        self._threads = ToolThreads(settings.tool_threads, settings.grace_seconds, on_hung)
         self._ear: asyncio.Task[None] | None = None
         self._draining = False
 
@@ -96,12 +98,17 @@ class Engine:
             await asyncio.gather(self._ear, return_exceptions=True)
         await self._keeper.stop()
         await self._appender.stop()
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
 
     @property
     def under_way(self) -> int:
         """How many runs are being executed."""
         return len(self._attempts)
+
+    @property
+    def busy_threads(self) -> int:
+        """How many threads are busy with tools' calls that were given up."""
+        return self._threads.busy
 
     async def execute(self, run_id: str) -> Outcome | None:
         """Execute a run, to its end or until it is handed back; None when it is not ours to execute.
@@ -233,7 +240,8 @@ class Engine:
         )
         lease.on_lost = writer.on_fenced = lambda: attempt.stop(Stop.LOST)
         self._attempts[lease.run_id] = attempt
-        with Agent.using_thread_executor(self._executor):
+        threads = self._threads.of_attempt()
+        with Agent.using_thread_executor(threads):
             task = attempt.start()
         if lease.lost:
             attempt.stop(Stop.LOST)
@@ -248,6 +256,8 @@ class Engine:
             attempt.stop(Stop.HAND_BACK)
             await asyncio.gather(task, return_exceptions=True)
             raise
+        finally:
+            self._threads.give_up(threads)
 
     async def _load(self, record: RunRecord, lease: Lease) -> tuple[RunRequest, StartPoint, ErrorInfo | None]:
         """What the run is asked to do and where it stands, and why it can't be executed if it can't."""

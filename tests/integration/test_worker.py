@@ -31,6 +31,7 @@ from durable.settings import Settings
 from tests import scripted_agents
 from tests.caller import Body, Caller, of_type
 from tests.deployment import ROOT, Deployment, stop_child, wait_for
+from worker.pool import EXIT_HUNG
 from worker.program import EXIT_CONFIG, Program
 
 WORDS = "word " * 40
@@ -333,3 +334,42 @@ async def test_the_worker_runs_inside_of_another_process_as_celerys_test_tools_s
         finally:
             await agent.aclose()
     assert [result.output for result in results] == [f"{number} " for number in range(5)]
+
+
+class TestToolsThatHang:
+    """A synchronous tool that never returns keeps its thread, whatever becomes of its run."""
+
+    @pytest.fixture
+    def workers(self, redis_url: str) -> Iterator[Deployment]:
+        env = {"DURABLE_LEASE_SECONDS": "2", "DURABLE_HEARTBEAT_SECONDS": "0.5", "DURABLE_TOOL_THREADS": "3"}
+        with Deployment(redis_url, env=env) as found:
+            found.start_api()
+            yield found
+
+    @staticmethod
+    def hang(caller: Caller, count: int) -> None:
+        """Cancel runs in the middle of a tool that never returns."""
+        runs = [caller.submit("call block") for _ in range(count)]
+        wait_for(lambda: all(of_type(caller.log(run_id), "tool-output") for run_id in runs), what="the calls")
+        for run_id in runs:
+            caller.post(f"/v1/runs/{run_id}/cancel", json={})
+            assert caller.ended(run_id)["status"] == "cancelled"
+
+    def test_a_worker_most_of_whose_threads_hang_hands_back_and_ends(self, workers: Deployment) -> None:
+        worker = workers.start_worker()
+        with Caller(workers.url) as caller:
+            under_way = caller.submit('call wait {"ms": 60000}')
+            wait_for(lambda: bool(of_type(caller.log(under_way), "tool-output")), what="the tool to begin")
+            self.hang(caller, 2)
+            wait_for(lambda: worker.exit_code is not None, what="the worker to end")
+            assert worker.exit_code == EXIT_HUNG
+            assert "2 of 3 tool threads" in workers.log.text
+            found = caller.look(under_way)
+            assert (found["status"], found["attempt"]) == ("queued", 1)
+
+    def test_a_worker_that_is_stopped_does_not_wait_for_them(self, workers: Deployment) -> None:
+        worker = workers.start_worker()
+        with Caller(workers.url) as caller:
+            self.hang(caller, 1)
+            assert caller.result("say hi")["status"] == "completed"
+        assert stop_child(worker) == 0

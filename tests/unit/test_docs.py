@@ -22,6 +22,7 @@ from durable.cli.exits import Exit
 from durable.settings import Settings
 from durable.views import RunView
 from worker.host import EXIT_STALLED
+from worker.pool import EXIT_HUNG
 from worker.program import EXIT_CONFIG
 
 ROOT = Path(__file__).parents[2]
@@ -222,7 +223,7 @@ def test_the_operations_page_lists_every_exit_code() -> None:
     listed = {(row[0].strip("`"), row[1]) for row in rows(section(page("operations.md"), "## Exit codes"))}
 
     assert {("durable", str(int(code))) for code in Exit} <= listed
-    assert {("worker", str(EXIT_CONFIG)), ("worker", str(EXIT_STALLED))} <= listed
+    assert {("worker", str(code)) for code in (EXIT_CONFIG, EXIT_STALLED, EXIT_HUNG)} <= listed
 
 
 def test_the_first_example_of_the_quickstart_runs(capsys: pytest.CaptureFixture[str]) -> None:
