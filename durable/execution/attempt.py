@@ -17,7 +17,6 @@ import orjson
 from pydantic_ai.exceptions import RunCancelled
 from pydantic_ai.messages import ModelMessage, ModelResponse
 
-from durable import checkpoint
 from durable.chunks import (
     AbortPayload,
     Chunk,
@@ -237,7 +236,7 @@ class Attempt:
     def _ending(self, outcome: Outcome, fields: dict[str, Any]) -> Ending:
         usage = usage_of(self._turn.usage).model_dump_json(by_alias=True, exclude_none=True)
         try:
-            messages = checkpoint.encode_end(self._turn.messages, self._turn.stored)
+            messages = self._turn.stored.encode_end(self._turn.messages)
         except Exception as error:  # noqa: BLE001 - the run ends all the same, with the conversation of its checkpoints
             log.warning("run %s: its last messages can't be stored: %s", self.run_id, type(error).__name__)
             messages = b""

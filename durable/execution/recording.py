@@ -19,7 +19,6 @@ from pydantic_ai.exceptions import (
     CallDeferred,
     ModelRetry,
     RunCancelled,
-    SkipModelRequest,
     ToolFailed,
     UsageLimitExceeded,
 )
@@ -178,23 +177,27 @@ class Durability(AbstractCapability[Any]):
 class Resumption(AbstractCapability[Any]):
     """Uses a response that an earlier attempt has had from the model already, instead of a request.
 
-    It comes before all other capabilities: what they made of that request is in the conversation, and must not be made
-    of it again.
+    It is around all other capabilities: what they made of that request and its response is in the conversation, and
+    must not be made of it again.
     """
 
     def __init__(self, completed: ModelResponse) -> None:
         self._completed: ModelResponse | None = completed
 
     def get_ordering(self) -> CapabilityOrdering:
-        """Before all others."""
+        """Outside of all others."""
         return CapabilityOrdering(position="outermost")
 
-    async def before_model_request(self, ctx: RunContext[Any], request_context: Any) -> Any:  # noqa: ARG002
+    async def wrap_model_request(
+        self,
+        ctx: RunContext[Any],  # noqa: ARG002
+        *,
+        request_context: Any,
+        handler: Any,
+    ) -> ModelResponse:
         """Use the response that is there."""
         completed, self._completed = self._completed, None
-        if completed is not None:
-            raise SkipModelRequest(completed)
-        return request_context
+        return completed or await handler(request_context)
 
 
 class Telling(AbstractCapability[Any]):

@@ -16,13 +16,13 @@ from uuid import uuid4
 
 from pydantic_ai import Agent, RunContext
 from pydantic_ai.exceptions import UnexpectedModelBehavior
-from pydantic_ai.messages import ModelMessage, ModelResponse, ToolReturnPart
+from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, ToolReturnPart
 from pydantic_ai.run import AgentRun
 from pydantic_ai.usage import RunUsage
 from pydantic_graph import End
 
-from durable import checkpoint, ledger
-from durable.checkpoint import Progress
+from durable import ledger
+from durable.checkpoint import Progress, Stored
 from durable.chunks import Chunk, ErrorInfo, ToolError, ToolErrorPayload, VoidRange
 from durable.definition import AgentDefinition
 from durable.execution.failures import ToolFailure
@@ -76,7 +76,7 @@ class Turn:
     Attributes:
         usage: Of the run so far.
         messages: The conversation so far.
-        stored: The conversation that the checkpoints have.
+        stored: What the checkpoints have.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Turn:
         progress = start.progress
         self.usage = copy(progress.usage) if progress else RunUsage()
         self.messages: list[ModelMessage] = list(progress.messages if progress else start.conversation.history)
-        self.stored = list(self.messages)
+        self.stored = Stored(self.messages, progress.tools if progress else None)
         self._completed: ModelResponse | None = None
         if progress is not None:
             self._resume(progress)
@@ -149,8 +149,7 @@ class Turn:
                     node = await self._call_tools(run, node)
                 else:
                     node = await run.next(node)
-                    if Agent.is_call_tools_node(node):  # of a checkpoint: no request counts its step
-                        run.ctx.state.run_step = self._steps
+                    self._restore_messages(run, node)
                 self.usage, self.messages = run.usage, run.all_messages()
         # Only now: hooks after the run may change its result, and those on errors may make one.
         result = run.result
@@ -169,9 +168,10 @@ class Turn:
         return self._request.max_steps or self._definition.max_steps
 
     async def _ask_model(self, run: AgentRun[Any, Any], node: Any) -> Any:
-        if self._completed is not None:
+        if self._completed is not None and self._start.progress is not None:
             following = await run.next(node)
             self._completed = None
+            run.all_messages()[:-1] = self._start.progress.messages[:-1]
             return following
         self._steps += 1
         self._message_id, before = str(uuid4()), copy(run.usage)
@@ -190,6 +190,7 @@ class Turn:
                 message_id=self._message_id,
                 tool_retries=self._tool_retries,
                 output_retries=getattr(run.ctx.state, "output_retries_used", 0),
+                tools=_given_tools(run),
             )
             self._keep(progress, self.translator.response(following.model_response))
             self._boundary(advanced=True, ending=not following.model_response.tool_calls)
@@ -210,8 +211,7 @@ class Turn:
     def _keep(self, progress: Progress, chunks: list[Chunk]) -> None:
         """Write a response's last chunks, and with the very last one its checkpoint."""
         self._write(chunks[:-1])
-        self._writer.write(chunks[-1], Note(checkpoint=checkpoint.encode(progress, self.stored)))
-        self.stored = list(progress.messages)
+        self._writer.write(chunks[-1], Note(checkpoint=self.stored.encode(progress)))
         self._advanced = True
 
     def _void_since(self, seq: int) -> VoidRange:
@@ -301,7 +301,27 @@ class Turn:
         if hasattr(state, "output_retries_used"):
             state.output_retries_used = progress.output_retries
         state.run_step = progress.steps - 1  # the step that is gone on with has yet to be entered
+        if progress.tools is not None and hasattr(run.ctx.deps, "established_tool_names"):
+            run.ctx.deps.established_tool_names = set(progress.tools)
         run.ctx.deps.prompt = self._start.conversation.prompt
+
+    def _restore_messages(self, run: AgentRun[Any, Any], node: Any) -> None:
+        """The conversation of the checkpoint, as it was.
+
+        Pydantic AI takes it for one that a user gives: it drops a tool's return whose call a history processor has cut
+        off, joins messages, and makes the dynamic prompts anew.
+        """
+        progress = self._start.progress
+        if progress is None:
+            return
+        if Agent.is_call_tools_node(node):
+            run.ctx.state.run_step = self._steps  # no request counts it
+            run.all_messages()[:] = [*progress.messages[:-1], node.model_response]
+        elif self._completed is not None and Agent.is_model_request_node(node):
+            *earlier, request, _ = progress.messages
+            if isinstance(request, ModelRequest):
+                run.all_messages()[:] = earlier
+                node.request = copy(request)  # is stamped anew
 
     def reason(self, error: BaseException) -> BaseException:
         """Why the run fails: the failure of a tool, if this is what it raised."""
@@ -352,3 +372,9 @@ class Turn:
         self._writer.write(chunk, Note(field=field, value=entry))
         self._advanced = True
         self._probe(Point.TOOL_END_AFTER)
+
+
+def _given_tools(run: AgentRun[Any, Any]) -> frozenset[str] | None:
+    """The tools that the model was given at first. Pydantic AI tells it of any other in the conversation."""
+    names = getattr(run.ctx.deps, "established_tool_names", None)
+    return None if names is None else frozenset(names)

@@ -25,9 +25,6 @@ OF_AN_ATTEMPT: Final = frozenset(
 )
 """What is by its nature not of the run, but of each attempt at it."""
 DIFFERENT: Final = {
-    "a_filtered_toolset": "that a tool has become available is not told in the conversation after a takeover",
-    "a_tool_that_prepares_itself": "that a tool has become available is not told in the conversation after a takeover",
-    "a_processed_history": "a tool's return without its call, which a history processor has cut off, is dropped",
     "a_tool_error_that_a_hook_heals": "the hook gets a ToolFailure: the exception itself was lost with its process",
 }
 """Where a takeover makes a difference as yet."""

@@ -141,6 +141,35 @@ def a_processed_history() -> Case:
     return Case(agent, options={"message_history": _history()})
 
 
+def a_history_processed_in_place() -> Case:
+    def redact(messages: list[ModelMessage]) -> list[ModelMessage]:
+        for message in messages[:-1]:
+            for part in message.parts:
+                if isinstance(part, (UserPromptPart, ToolReturnPart)):
+                    part.content = "(gone)"
+                if isinstance(part, ToolCallPart):
+                    part.args = {}
+        return messages
+
+    def look(at: str = "all") -> str:
+        return f"{at} seen"
+
+    script = Script([call("look", "c1", at="a")], [call("look", "c2", at="b")], told)
+    agent: Agent[Any, str] = Agent(script.model(), name="a", tools=[look], capabilities=[ProcessHistory(redact)])
+    return Case(agent, options={"message_history": _history()})
+
+
+def a_history_of_which_only_the_last_request_is_left() -> Case:
+    def last(messages: list[ModelMessage]) -> list[ModelMessage]:
+        return messages[-1:]
+
+    def look() -> str:
+        return "seen"
+
+    script = Script([call("look")], ["done"])
+    return Case(Agent(script.model(), name="a", tools=[look], capabilities=[ProcessHistory(last)]))
+
+
 def a_prompt_of_many_kinds() -> Case:
     prompt = [
         "What is this?",
@@ -315,6 +344,20 @@ def hooks_around_each_node() -> Case:
     return Case(_looking(hooks), notes=notes)
 
 
+def hooks_around_each_request() -> Case:
+    hooks: Hooks[Any] = Hooks()
+
+    @hooks.on.model_request
+    async def request(ctx: RunContext[Any], *, request_context: Any, handler: Any) -> Any:
+        try:
+            response = await handler(request_context)
+        except Exception as error:  # noqa: BLE001 - whatever it is, this hook answers
+            return ModelResponse(parts=[TextPart(f"{type(error).__name__} instead")])
+        return replace(response, parts=[*response.parts, TextPart(f"(of step {ctx.run_step})")])
+
+    return Case(_looking(hooks))
+
+
 def hooks_around_each_tool() -> Case:
     hooks: Hooks[Any] = Hooks()
 
@@ -394,6 +437,8 @@ CASES = [
     a_history_with_a_dynamic_system_prompt,
     a_history_that_ends_with_a_request,
     a_processed_history,
+    a_history_processed_in_place,
+    a_history_of_which_only_the_last_request_is_left,
     a_prompt_of_many_kinds,
     settings_of_the_agent_and_of_the_run,
     settings_that_depend_on_the_run,
@@ -404,6 +449,7 @@ CASES = [
     a_run_that_a_hook_answers_itself,
     a_failed_run_that_a_hook_heals,
     hooks_around_each_node,
+    hooks_around_each_request,
     hooks_around_each_tool,
     hooks_on_the_stream_of_events,
     a_tool_error_that_a_hook_heals,
