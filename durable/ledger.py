@@ -15,6 +15,7 @@ from pydantic import ConfigDict, TypeAdapter
 from pydantic_ai.exceptions import ModelRetry, ToolFailed
 from pydantic_ai.messages import ToolReturn, ToolReturnContent, ToolReturnPart
 
+from durable import thrown
 from durable.errors import LedgerCorrupt, ToolResultInvalid
 
 STARTED: Final = b'{"kind":"started"}'
@@ -27,6 +28,23 @@ _CONTENT: TypeAdapter[Any] = TypeAdapter(
 
 
 @dataclass(frozen=True)
+class Raised:
+    """A failure that ended the run, unless a hook has made a result of it.
+
+    Attributes:
+        code: Stable.
+        message: In our own words.
+        name: The exception's class.
+        error: The exception; None when it can't be kept.
+    """
+
+    code: str
+    message: str
+    name: str
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True)
 class Outcome:
     """How a tool call ended.
 
@@ -34,13 +52,15 @@ class Outcome:
         value: What it returned.
         retry: What it told the model to do better (`ModelRetry`).
         failed: What it told the model that went wrong (`ToolFailed`).
-        raised: Code and message of a failure that ended the run.
+        raised: How it failed.
+        healed: Whether `value` is what hooks have made of a failure: they are not asked again.
     """
 
     value: Any = None
     retry: str | None = None
     failed: str | None = None
-    raised: tuple[str, str] | None = None
+    raised: Raised | None = None
+    healed: bool = False
 
     def replay(self) -> Any:
         """Return, or raise, what the tool did; but for a failure that ended the run."""
@@ -67,7 +87,9 @@ def encode(outcome: Outcome) -> bytes:
     if outcome.failed is not None:
         return orjson.dumps({"kind": "failed", "message": outcome.failed})
     if outcome.raised is not None:
-        return orjson.dumps({"kind": "raised", "failure": outcome.raised})
+        raised = outcome.raised
+        failure = [raised.code, raised.message, raised.name, raised.error and thrown.dump(raised.error)]
+        return orjson.dumps({"kind": "raised", "failure": failure})
     kind, adapter = (b"tool-return", _RETURN) if isinstance(outcome.value, ToolReturn) else (b"content", _CONTENT)
     try:
         data: bytes = adapter.dump_json(outcome.value)
@@ -76,7 +98,8 @@ def encode(outcome: Outcome) -> bytes:
             data = orjson.dumps(_as_seen(outcome.value))
     except Exception as error:
         raise ToolResultInvalid from error
-    return b'{"kind":"%b","value":%b}' % (kind, data)
+    healed = b',"healed":true' if outcome.healed else b""
+    return b'{"kind":"%b","value":%b%b}' % (kind, data, healed)
 
 
 def _as_seen(value: Any) -> str:
@@ -100,12 +123,12 @@ def decode(entry: bytes) -> Outcome | None:
             case "failed":
                 return Outcome(failed=fields["message"])
             case "raised":
-                code, message = fields["failure"]
-                return Outcome(raised=(code, message))
+                code, message, name, error = fields["failure"]
+                return Outcome(raised=Raised(code, message, name, thrown.load(error)))
             case "tool-return":
-                return Outcome(value=_RETURN.validate_python(fields["value"]))
+                return Outcome(value=_RETURN.validate_python(fields["value"]), healed="healed" in fields)
             case "content":
-                return Outcome(value=_CONTENT.validate_python(fields["value"]))
+                return Outcome(value=_CONTENT.validate_python(fields["value"]), healed="healed" in fields)
     except Exception as error:
         raise LedgerCorrupt from error
     raise LedgerCorrupt

@@ -26,13 +26,15 @@ class ToolFailure(Exception):
 
     Attributes:
         code: `tool_failed` or `tool_result_invalid`.
+        name: The class of what it raised.
     """
 
-    def __init__(self, tool_name: str, code: str, message: str) -> None:
+    def __init__(self, tool_name: str, code: str, message: str, name: str = "ToolFailure") -> None:
         super().__init__(message)
         self.tool_name = tool_name
         self.code = code
         self.message = message
+        self.name = name
 
 
 def describe(error: BaseException) -> ErrorInfo:
@@ -40,7 +42,7 @@ def describe(error: BaseException) -> ErrorInfo:
     name = type(error).__name__
     match error:
         case ToolFailure():
-            return ErrorInfo(code=error.code, message=error.message, name=type(error.__cause__ or error).__name__)
+            return ErrorInfo(code=error.code, message=error.message, name=error.name)
         case DurableError():
             return ErrorInfo(code=error.code, message=error.message, name=name)
         case UsageLimitExceeded():

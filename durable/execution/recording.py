@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterable, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 from pydantic_ai import RunContext
@@ -22,7 +22,7 @@ from pydantic_ai.exceptions import (
     ToolFailed,
     UsageLimitExceeded,
 )
-from pydantic_ai.messages import ModelResponse
+from pydantic_ai.messages import ModelResponse, ToolCallPart
 from pydantic_ai.toolsets import AbstractToolset, ToolsetTool, WrapperToolset
 
 from durable import ledger
@@ -55,6 +55,12 @@ class Record(Protocol):
     def failed(self, tool_call_id: str, failure: ToolFailure, entry: bytes) -> None:
         """Record that a tool raised, or that nobody knows."""
 
+    def ends(self, tool_call_id: str, failure: ToolFailure) -> None:
+        """The failure of a call ends the run, unless a hook makes something of it."""
+
+    def healed(self, tool_call_id: str, value: Any) -> None:
+        """A call has a value in the end: record it if it had failed."""
+
 
 @dataclass
 class RecordingToolset(WrapperToolset[Any]):
@@ -81,9 +87,9 @@ class RecordingToolset(WrapperToolset[Any]):
             outcome = ledger.decode(entry)
             if outcome is not None:
                 if outcome.raised is not None:
-                    raise ToolFailure(name, *outcome.raised)
+                    raise self._failed_before(call_id, name, outcome.raised)
                 return outcome.replay()
-            if _on_crash(tool) != "retry":
+            if _option(tool, "on_crash", "retry") != "retry":
                 return self._give_up(call_id, name)
         await self.record.started(call_id)
         token = CALL.set(self.context(call_id, name))
@@ -93,7 +99,7 @@ class RecordingToolset(WrapperToolset[Any]):
         except BaseException as error:
             if _passes(error):
                 raise
-            return self._failed(call_id, name, error)
+            return self._failed(call_id, tool, error)
         finally:
             CALL.reset(token)
         self.record.ended(call_id, name, outcome, recorded)
@@ -108,22 +114,35 @@ class RecordingToolset(WrapperToolset[Any]):
             raise ToolResultInvalid(f"The tool {name!r} returned more than {self.max_result_bytes} bytes.")
         return entry
 
-    def _failed(self, call_id: str, name: str, error: BaseException) -> Any:
+    def _failed(self, call_id: str, tool: ToolsetTool[Any], error: BaseException) -> Any:
         """The tool raised, or returned what can't be recorded: the run ends, or the model is told."""
+        name, kind = tool.tool_def.name, type(error).__name__
         if isinstance(error, ToolResultInvalid):
-            failure = ToolFailure(name, error.code, error.message)
+            failure = ToolFailure(name, error.code, error.message, kind)
         else:
-            failure = ToolFailure(name, "tool_failed", f"The tool {name!r} raised {type(error).__name__}.")
+            failure = ToolFailure(name, "tool_failed", f"The tool {name!r} raised {kind}.", kind)
         failure.__cause__ = error
-        log.warning("tool %s raised %s at %s", name, type(error).__name__, places(error))
-        if self.on_tool_error == "continue":
+        log.warning("tool %s raised %s at %s", name, kind, places(error))
+        if _option(tool, "on_tool_error", self.on_tool_error) == "continue":
             self.record.failed(call_id, failure, ledger.encode(ledger.Outcome(failed=failure.message)))
             raise ToolFailed(failure.message) from error
-        raised = ledger.Outcome(raised=(failure.code, failure.message))
-        self.record.failed(call_id, failure, ledger.encode(raised))
-        if isinstance(error, Exception) and not isinstance(error, ToolResultInvalid):
+        passed_on = isinstance(error, Exception) and not isinstance(error, ToolResultInvalid)
+        raised = ledger.Raised(failure.code, failure.message, kind, error if passed_on else None)
+        entry = ledger.encode(ledger.Outcome(raised=raised))
+        if len(entry) > self.max_result_bytes:
+            entry = ledger.encode(ledger.Outcome(raised=replace(raised, error=None)))
+        self.record.failed(call_id, failure, entry)
+        self.record.ends(call_id, failure)
+        if passed_on:
             raise error  # as it is: a user's hooks may know it
         raise failure from error
+
+    def _failed_before(self, call_id: str, name: str, raised: ledger.Raised) -> BaseException:
+        """What the tool raised in an attempt that was lost."""
+        failure = ToolFailure(name, raised.code, raised.message, raised.name)
+        failure.__cause__ = raised.error
+        self.record.ends(call_id, failure)
+        return raised.error or failure
 
     def _give_up(self, call_id: str, name: str) -> Any:
         """The call was started by an attempt that was lost, and is not to be repeated."""
@@ -152,11 +171,11 @@ def _passes(error: BaseException) -> bool:
     return isinstance(error, (*CONTROL_FLOW, GeneratorExit))
 
 
-def _on_crash(tool: ToolsetTool[Any]) -> str:
-    """What the tool's author wants to happen to a call that was interrupted: `retry` or `fail`."""
+def _option(tool: ToolsetTool[Any], name: str, default: str) -> str:
+    """What the tool's author wants: `on_crash`, for a call that was interrupted, and `on_tool_error`."""
     metadata = tool.tool_def.metadata or {}
     options = metadata.get("durable")
-    return str(options.get("on_crash", "retry")) if isinstance(options, dict) else "retry"
+    return str(options.get(name, default)) if isinstance(options, dict) else default
 
 
 class Durability(AbstractCapability[Any]):
@@ -172,6 +191,39 @@ class Durability(AbstractCapability[Any]):
     def get_wrapper_toolset(self, toolset: AbstractToolset[Any]) -> AbstractToolset[Any]:
         """Wrap the assembled toolset."""
         return self._wrap(toolset)
+
+
+class Healing(AbstractCapability[Any]):
+    """Records what the user's hooks make of a tool's failure: they make it once.
+
+    Args:
+        record: Where the calls are recorded.
+    """
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+
+    def get_ordering(self) -> CapabilityOrdering:
+        """Outside of all others."""
+        return CapabilityOrdering(position="outermost")
+
+    async def wrap_tool_execute(
+        self,
+        ctx: RunContext[Any],  # noqa: ARG002
+        *,
+        call: ToolCallPart,
+        tool_def: Any,  # noqa: ARG002
+        args: dict[str, Any],
+        handler: Callable[[dict[str, Any]], Awaitable[Any]],
+    ) -> Any:
+        """Call the tool with all hooks, or use what they made of its failure."""
+        entry = self._record.known(call.tool_call_id)
+        outcome = ledger.decode(entry) if entry is not None else None
+        if outcome is not None and outcome.healed:
+            return outcome.value
+        value = await handler(args)
+        self._record.healed(call.tool_call_id, value)
+        return value
 
 
 class Resumption(AbstractCapability[Any]):

@@ -25,8 +25,9 @@ from durable import ledger
 from durable.checkpoint import Progress, Stored
 from durable.chunks import Chunk, ErrorInfo, ToolError, ToolErrorPayload, VoidRange
 from durable.definition import AgentDefinition
+from durable.errors import ToolResultInvalid
 from durable.execution.failures import ToolFailure
-from durable.execution.recording import Durability, RecordingToolset, Resumption, Telling
+from durable.execution.recording import Durability, Healing, RecordingToolset, Resumption, Telling
 from durable.execution.start import StartPoint
 from durable.execution.tail import Tail
 from durable.probes import Point, Probe, silent
@@ -97,7 +98,7 @@ class Turn:
         self._settings = settings
         self._boundary = boundary
         self.translator = Translator(attempt=writer.lease.token)
-        self._failures: list[ToolFailure] = []
+        self._failures: dict[str, ToolFailure] = {}
         self._message_id = ""
         self._first = 0
         self._tail = start.tail
@@ -261,7 +262,7 @@ class Turn:
             # Pydantic AI refuses a run id that the history has.
             run_id=f"{run_id}.{self._writer.lease.token}",
             conversation_id=run_id,
-            capabilities=[Durability(self._wrap), Telling(self._tell), *resumption],
+            capabilities=[Durability(self._wrap), Healing(self), Telling(self._tell), *resumption],
         )
 
     def _wrap(self, toolset: Any) -> RecordingToolset:
@@ -325,7 +326,7 @@ class Turn:
 
     def reason(self, error: BaseException) -> BaseException:
         """Why the run fails: the failure of a tool, if this is what it raised."""
-        return next((failure for failure in self._failures if failure.__cause__ is error), error)
+        return next((failure for failure in self._failures.values() if failure.__cause__ is error), error)
 
     # What the recording toolset asks for.
 
@@ -355,7 +356,6 @@ class Turn:
 
     def failed(self, tool_call_id: str, failure: ToolFailure, entry: bytes) -> None:
         """Record that a tool raised, or that nobody knows what it did."""
-        self._failures.append(failure)
         name = type(failure.__cause__).__name__ if failure.__cause__ else None
         error = ErrorInfo(code=failure.code, message=failure.message)
         payload = ToolErrorPayload(
@@ -364,6 +364,21 @@ class Turn:
             error=error.model_copy(update={"name": name}) if name else error,
         )
         self._record(tool_call_id, ToolError(payload=payload), entry)
+
+    def ends(self, tool_call_id: str, failure: ToolFailure) -> None:
+        """The failure of a call ends the run, unless a hook makes something of it."""
+        self._failures[tool_call_id] = failure
+
+    def healed(self, tool_call_id: str, value: Any) -> None:
+        """A call has a value in the end: record it if it had failed."""
+        if self._failures.pop(tool_call_id, None) is None:
+            return
+        try:
+            entry = ledger.encode(ledger.Outcome(value=value, healed=True))
+        except ToolResultInvalid:
+            return  # the hook is asked again, as long as this step lasts
+        if len(entry) <= self._settings.max_tool_result_bytes:
+            self._writer.note(Note(field=ledger.key(self._steps, tool_call_id), value=entry))
 
     def _record(self, tool_call_id: str, chunk: Chunk, entry: bytes) -> None:
         self._probe(Point.TOOL_END_BEFORE)

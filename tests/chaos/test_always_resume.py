@@ -24,19 +24,12 @@ OF_AN_ATTEMPT: Final = frozenset(
     }
 )
 """What is by its nature not of the run, but of each attempt at it."""
-DIFFERENT: Final = {
-    "a_tool_error_that_a_hook_heals": "the hook gets a ToolFailure: the exception itself was lost with its process",
-}
-"""Where a takeover makes a difference as yet."""
 
 
 def cases() -> Iterator[Any]:
     """All cases but those that note what happens in each attempt."""
     for build in CASES:
-        if build.__name__ in DIFFERENT:
-            mark = pytest.mark.xfail(reason=DIFFERENT[build.__name__])
-            yield pytest.param(build, id=build.__name__, marks=mark)
-        elif build.__name__ not in OF_AN_ATTEMPT:
+        if build.__name__ not in OF_AN_ATTEMPT:
             yield pytest.param(build, id=build.__name__)
 
 

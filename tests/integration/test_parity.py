@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from pydantic import BaseModel
-from pydantic_ai import Agent, RunContext, UsageLimits
+from pydantic_ai import Agent, RunContext, Tool, UsageLimits
 from pydantic_ai.exceptions import ModelHTTPError, UnexpectedModelBehavior, UsageLimitExceeded, UserError
 from pydantic_ai.models.instrumented import InstrumentationSettings
 
@@ -136,14 +136,35 @@ async def test_what_fails_the_bare_agent_fails_the_run_with_its_code(
     assert "hunter2" not in "".join(str(chunk.to_wire()) for chunk in chunks)
 
 
-async def test_a_tool_that_raises_may_be_told_to_the_model_instead(cache: Settings | None) -> None:
-    case = Case(Agent(Script([call("_broken")], tools.tool_words).model(), name="a", tools=[_broken]))
-    case.wrap = {"on_tool_error": "continue"}
+@pytest.mark.parametrize(
+    ("of_agent", "of_tool"),
+    [
+        ({"on_tool_error": "continue"}, {}),
+        ({"on_tool_error": "fail"}, {"durable": {"on_tool_error": "continue"}}),
+        ({}, {"durable": {"on_tool_error": "continue"}}),
+    ],
+)
+async def test_a_tool_that_raises_may_be_told_to_the_model_instead(
+    cache: Settings | None, of_agent: dict[str, Any], of_tool: dict[str, Any]
+) -> None:
+    broken: Tool[Any] = Tool(_broken, metadata=of_tool)
+    case = Case(Agent(Script([call("_broken")], tools.tool_words).model(), name="a", tools=[broken]), wrap=of_agent)
     outcome, chunks = await run_wrapped(case, cache)
 
     assert "LookupError" in outcome.output
     assert "hunter2" not in str(outcome.messages)
     assert [chunk.type for chunk in chunks if chunk.type.startswith("tool-")][-1] == "tool-error"
+
+
+async def test_a_tool_that_raises_ends_the_run_if_it_says_so_whatever_its_agent_says(cache: Settings | None) -> None:
+    broken: Tool[Any] = Tool(_broken, metadata={"durable": {"on_tool_error": "fail"}})
+    case = Case(Agent(Script([call("_broken")]).model(), name="a", tools=[broken]), wrap={"on_tool_error": "continue"})
+    async with aclosing(wrap(case, cache)) as agent:
+        handle = await agent.stream(case.prompt)
+        with pytest.raises(RunFailed) as caught:
+            await handle.result()
+
+    assert caught.value.failure_code == "tool_failed"
 
 
 # Steps

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_ai import Agent, AgentRunResult, ModelRequestContext, RunContext, UsageLimits
 from pydantic_ai.capabilities import AbstractCapability, Hooks, ProcessEventStream, ProcessHistory
-from pydantic_ai.exceptions import ModelHTTPError
+from pydantic_ai.exceptions import ModelHTTPError, ModelRetry
 from pydantic_ai.messages import (
     BinaryContent,
     DocumentUrl,
@@ -385,15 +385,62 @@ def a_tool_error_that_a_hook_heals() -> Case:
     async def heal(ctx: RunContext[Any], *, call: Any, tool_def: Any, args: Any, error: Exception) -> Any:
         return f"healed {type(error).__name__} {error}"
 
-    return Case(_looking(hooks, fails=True))
+    return Case(_looking(hooks, fails=ValueError("broken")))
 
 
-def _looking(capability: AbstractCapability[Any], *, fails: bool = False) -> Agent[Any, str]:
+class OutOfStock(Exception):
+    """A tool's own exception, which is not made of its arguments."""
+
+    def __init__(self, item: str, *, left: int) -> None:
+        super().__init__(f"no {item}")
+        self.left = left
+
+
+def a_tool_error_of_the_users_own_that_a_hook_heals() -> Case:
+    hooks: Hooks[Any] = Hooks()
+
+    @hooks.on.tool_execute_error
+    async def heal(ctx: RunContext[Any], *, call: Any, tool_def: Any, args: Any, error: Exception) -> Any:
+        assert isinstance(error, OutOfStock)
+        return f"{error}, {error.left} left"
+
+    return Case(_looking(hooks, fails=OutOfStock("tea", left=0)))
+
+
+def a_tool_error_that_only_its_process_has() -> Case:
+    class Broken(Exception):
+        """Nothing that another process could make."""
+
+    hooks: Hooks[Any] = Hooks()
+    notes: list[Any] = []
+
+    @hooks.on.tool_execute
+    async def heal(ctx: RunContext[Any], *, call: Any, tool_def: Any, args: Any, handler: Any) -> Any:
+        try:
+            return await handler(args)
+        except Broken as error:
+            notes.append("healed")
+            return {"owner": type(error.args[0]).__name__}
+
+    return Case(_looking(hooks, fails=Broken(object())), notes=notes)
+
+
+def a_tool_error_that_a_hook_tells_the_model() -> Case:
+    hooks: Hooks[Any] = Hooks()
+
+    @hooks.on.tool_execute_error
+    async def tell(ctx: RunContext[Any], *, call: Any, tool_def: Any, args: Any, error: Exception) -> Any:
+        raise ModelRetry(f"{type(error).__name__} {error}")
+
+    return Case(_looking(hooks, fails=KeyError("broken")))
+
+
+def _looking(capability: AbstractCapability[Any], *, fails: Exception | None = None) -> Agent[Any, str]:
     """An agent that calls one tool and says what it returned."""
 
     def look() -> str:
-        if fails:
-            raise ValueError("broken")
+        if fails is not None:
+            raise fails
         return "seen"
 
     def tool_words(messages: list[ModelMessage], info: AgentInfo) -> Sequence[str]:
@@ -453,6 +500,9 @@ CASES = [
     hooks_around_each_tool,
     hooks_on_the_stream_of_events,
     a_tool_error_that_a_hook_heals,
+    a_tool_error_of_the_users_own_that_a_hook_heals,
+    a_tool_error_that_only_its_process_has,
+    a_tool_error_that_a_hook_tells_the_model,
     dependencies_as_a_dataclass,
     no_dependencies,
 ]
