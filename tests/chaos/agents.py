@@ -243,6 +243,15 @@ stubborn = create_evented_agent(
 )
 
 
+async def lose(ctx: RunContext[Any]) -> str:
+    """A tool that raises."""
+    act(ctx)
+    raise LookupError("lost")
+
+
+losing = create_evented_agent(Agent(scripted(lambda _: calling(("lose", "c", {}))), name="losing", tools=[Tool(lose)]))
+
+
 async def charge(ctx: RunContext[Any]) -> str:
     """A tool that must not be repeated."""
     act(ctx)

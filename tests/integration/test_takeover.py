@@ -72,6 +72,18 @@ class TestWhatCarriesOver:
         assert [effect.kind for effect in stage.effects(torn)] == [effect.kind for effect in stage.effects(whole)]
         assert (await stage.record(torn)).json("error") == (await stage.record(whole)).json("error")
 
+    async def test_a_tool_that_raised_fails_the_run_in_the_same_words_after_its_worker_was_lost(
+        self, stage: Stage
+    ) -> None:
+        whole, torn = [await stage.bench.create(agent="losing") for _ in range(2)]
+        assert stage.resume(whole) == "failed"
+        await stage.crash(torn, Point.FINISH_BEFORE)
+        assert [chunk.type for chunk in await stage.bench.chunks(torn)][-1] == "tool-error"
+        assert stage.resume(torn) == "failed"
+        assert (await stage.record(torn)).json("error") == (await stage.record(whole)).json("error")
+        assert (await stage.record(torn)).json("error")["name"] == "LookupError"
+        assert len(stage.effects(torn, "lose")) == 1
+
     async def test_an_idempotency_key_is_that_of_the_call_in_every_attempt(self, stage: Stage) -> None:
         run_id = await stage.bench.create(prompt="2", agent="ticking")
         await stage.crash(run_id, Point.TOOL_END_BEFORE)
