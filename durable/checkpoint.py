@@ -43,6 +43,7 @@ class Progress:
         output_retries: Failures of the output so far.
         tools: The tools that the model was given at first: of any other it is told in the conversation. None before
             any request.
+        enqueued: Messages that wait to be told to the model, as JSON.
         seq: The log's last seq when the response was complete.
     """
 
@@ -54,6 +55,7 @@ class Progress:
     tool_retries: dict[str, int] = field(default_factory=dict)
     output_retries: int = 0
     tools: frozenset[str] | None = None
+    enqueued: list[Json] = field(default_factory=list)
     seq: int = 0
 
 
@@ -69,6 +71,7 @@ class _Entry(Wire):
     tool_retries: dict[str, int] = Field(default_factory=dict)
     output_retries: int = 0
     tools: list[str] | None = None  # only where they have changed
+    enqueued: list[Json] = Field(default_factory=list)
 
 
 class _Content:
@@ -125,6 +128,8 @@ class Stored:
         )
         if progress.tools is not None and progress.tools != self._tools:
             entry.tools = sorted(progress.tools)
+        if progress.enqueued:
+            entry.enqueued = progress.enqueued
         encoded = _to_bytes(entry)
         self._tools = progress.tools
         self._replace(kept, progress.messages)
@@ -180,6 +185,7 @@ def decode(history: Sequence[ModelMessage], entries: Iterable[bytes], seq: int) 
         tool_retries=newest.tool_retries,
         output_retries=newest.output_retries,
         tools=tools,
+        enqueued=newest.enqueued,
         seq=seq,
     )
 

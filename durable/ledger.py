@@ -16,6 +16,7 @@ from pydantic_ai.exceptions import ModelRetry, ToolFailed
 from pydantic_ai.messages import ToolReturn, ToolReturnContent, ToolReturnPart
 
 from durable import thrown
+from durable.chunks.base import Json
 from durable.errors import LedgerCorrupt, ToolResultInvalid
 
 STARTED: Final = b'{"kind":"started"}'
@@ -54,6 +55,7 @@ class Outcome:
         failed: What it told the model that went wrong (`ToolFailed`).
         raised: How it failed.
         healed: Whether `value` is what hooks have made of a failure: they are not asked again.
+        aside: What it did to its run beside, as JSON.
     """
 
     value: Any = None
@@ -61,6 +63,7 @@ class Outcome:
     failed: str | None = None
     raised: Raised | None = None
     healed: bool = False
+    aside: Json = None
 
     def replay(self) -> Any:
         """Return, or raise, what the tool did; but for a failure that ended the run."""
@@ -82,14 +85,15 @@ def encode(outcome: Outcome) -> bytes:
     Raises:
         ToolResultInvalid: The value has no JSON form.
     """
+    aside = {"aside": outcome.aside} if outcome.aside else {}
     if outcome.retry is not None:
-        return orjson.dumps({"kind": "retry", "message": outcome.retry})
+        return orjson.dumps({"kind": "retry", "message": outcome.retry, **aside})
     if outcome.failed is not None:
-        return orjson.dumps({"kind": "failed", "message": outcome.failed})
+        return orjson.dumps({"kind": "failed", "message": outcome.failed, **aside})
     if outcome.raised is not None:
         raised = outcome.raised
         failure = [raised.code, raised.message, raised.name, raised.error and thrown.dump(raised.error)]
-        return orjson.dumps({"kind": "raised", "failure": failure})
+        return orjson.dumps({"kind": "raised", "failure": failure, **aside})
     kind, adapter = (b"tool-return", _RETURN) if isinstance(outcome.value, ToolReturn) else (b"content", _CONTENT)
     try:
         data: bytes = adapter.dump_json(outcome.value)
@@ -98,8 +102,9 @@ def encode(outcome: Outcome) -> bytes:
             data = orjson.dumps(_as_seen(outcome.value))
     except Exception as error:
         raise ToolResultInvalid from error
-    healed = b',"healed":true' if outcome.healed else b""
-    return b'{"kind":"%b","value":%b%b}' % (kind, data, healed)
+    more = {"healed": True, **aside} if outcome.healed else aside
+    end = b"," + orjson.dumps(more)[1:] if more else b"}"
+    return b'{"kind":"%b","value":%b%b' % (kind, data, end)
 
 
 def _as_seen(value: Any) -> str:
@@ -115,20 +120,21 @@ def decode(entry: bytes) -> Outcome | None:
     """
     try:
         fields = orjson.loads(entry)
+        aside = fields.get("aside")
         match fields["kind"]:
             case "started":
                 return None
             case "retry":
-                return Outcome(retry=fields["message"])
+                return Outcome(retry=fields["message"], aside=aside)
             case "failed":
-                return Outcome(failed=fields["message"])
+                return Outcome(failed=fields["message"], aside=aside)
             case "raised":
                 code, message, name, error = fields["failure"]
-                return Outcome(raised=Raised(code, message, name, thrown.load(error)))
-            case "tool-return":
-                return Outcome(value=_RETURN.validate_python(fields["value"]), healed="healed" in fields)
-            case "content":
-                return Outcome(value=_CONTENT.validate_python(fields["value"]), healed="healed" in fields)
+                return Outcome(raised=Raised(code, message, name, thrown.load(error)), aside=aside)
+            case "tool-return" | "content" as kind:
+                adapter = _RETURN if kind == "tool-return" else _CONTENT
+                value = adapter.validate_python(fields["value"])
+                return Outcome(value=value, healed=bool(fields.get("healed")), aside=aside)
     except Exception as error:
         raise LedgerCorrupt from error
     raise LedgerCorrupt

@@ -26,8 +26,10 @@ from pydantic_ai.messages import ModelResponse, ToolCallPart
 from pydantic_ai.toolsets import AbstractToolset, ToolsetTool, WrapperToolset
 
 from durable import ledger
+from durable.chunks.base import Json
 from durable.definition import OnToolError
 from durable.errors import DurableError, ToolResultInvalid
+from durable.execution.aside import Asides
 from durable.execution.failures import ToolFailure, places
 from durable.tools import CALL, ToolContext
 
@@ -55,8 +57,8 @@ class Record(Protocol):
     def failed(self, tool_call_id: str, failure: ToolFailure, entry: bytes) -> None:
         """Record that a tool raised, or that nobody knows."""
 
-    def ends(self, tool_call_id: str, failure: ToolFailure) -> None:
-        """The failure of a call ends the run, unless a hook makes something of it."""
+    def ends(self, tool_call_id: str, failure: ToolFailure, aside: Json) -> None:
+        """The failure of a call, and what it did beside. It ends the run, unless a hook makes something of it."""
 
     def healed(self, tool_call_id: str, value: Any) -> None:
         """A call has a value in the end: record it if it had failed."""
@@ -67,6 +69,7 @@ class RecordingToolset(WrapperToolset[Any]):
     """Wraps the assembled toolset of one attempt."""
 
     record: Record
+    asides: Asides
     context: Callable[[str, str], ToolContext]
     on_tool_error: OnToolError
     max_result_bytes: int
@@ -86,20 +89,26 @@ class RecordingToolset(WrapperToolset[Any]):
         if entry is not None:
             outcome = ledger.decode(entry)
             if outcome is not None:
+                self.asides.replay(ctx, outcome.aside)
                 if outcome.raised is not None:
-                    raise self._failed_before(call_id, name, outcome.raised)
+                    raise self._failed_before(call_id, name, outcome.raised, outcome.aside)
                 return outcome.replay()
             if _option(tool, "on_crash", "retry") != "retry":
                 return self._give_up(call_id, name)
         await self.record.started(call_id)
+        aside, did = self.asides.begin(ctx), None
         token = CALL.set(self.context(call_id, name))
         try:
-            outcome = await _outcome(self.wrapped.call_tool(name, tool_args, ctx, tool))
+            try:
+                outcome = await _outcome(self.wrapped.call_tool(name, tool_args, aside.ctx, tool))
+            finally:
+                did = aside.settle()
+            outcome = replace(outcome, aside=did)
             recorded = self._encode(name, outcome)
         except BaseException as error:
             if _passes(error):
                 raise
-            return self._failed(call_id, tool, error)
+            return self._failed(call_id, tool, error, did)
         finally:
             CALL.reset(token)
         self.record.ended(call_id, name, outcome, recorded)
@@ -114,7 +123,7 @@ class RecordingToolset(WrapperToolset[Any]):
             raise ToolResultInvalid(f"The tool {name!r} returned more than {self.max_result_bytes} bytes.")
         return entry
 
-    def _failed(self, call_id: str, tool: ToolsetTool[Any], error: BaseException) -> Any:
+    def _failed(self, call_id: str, tool: ToolsetTool[Any], error: BaseException, aside: Json) -> Any:
         """The tool raised, or returned what can't be recorded: the run ends, or the model is told."""
         name, kind = tool.tool_def.name, type(error).__name__
         if isinstance(error, ToolResultInvalid):
@@ -124,24 +133,24 @@ class RecordingToolset(WrapperToolset[Any]):
         failure.__cause__ = error
         log.warning("tool %s raised %s at %s", name, kind, places(error))
         if _option(tool, "on_tool_error", self.on_tool_error) == "continue":
-            self.record.failed(call_id, failure, ledger.encode(ledger.Outcome(failed=failure.message)))
+            self.record.failed(call_id, failure, ledger.encode(ledger.Outcome(failed=failure.message, aside=aside)))
             raise ToolFailed(failure.message) from error
         passed_on = isinstance(error, Exception) and not isinstance(error, ToolResultInvalid)
         raised = ledger.Raised(failure.code, failure.message, kind, error if passed_on else None)
-        entry = ledger.encode(ledger.Outcome(raised=raised))
+        entry = ledger.encode(ledger.Outcome(raised=raised, aside=aside))
         if len(entry) > self.max_result_bytes:
-            entry = ledger.encode(ledger.Outcome(raised=replace(raised, error=None)))
+            entry = ledger.encode(ledger.Outcome(raised=replace(raised, error=None), aside=aside))
         self.record.failed(call_id, failure, entry)
-        self.record.ends(call_id, failure)
+        self.record.ends(call_id, failure, aside)
         if passed_on:
             raise error  # as it is: a user's hooks may know it
         raise failure from error
 
-    def _failed_before(self, call_id: str, name: str, raised: ledger.Raised) -> BaseException:
+    def _failed_before(self, call_id: str, name: str, raised: ledger.Raised, aside: Json) -> BaseException:
         """What the tool raised in an attempt that was lost."""
         failure = ToolFailure(name, raised.code, raised.message, raised.name)
         failure.__cause__ = raised.error
-        self.record.ends(call_id, failure)
+        self.record.ends(call_id, failure, aside)
         return raised.error or failure
 
     def _give_up(self, call_id: str, name: str) -> Any:
@@ -198,10 +207,12 @@ class Healing(AbstractCapability[Any]):
 
     Args:
         record: Where the calls are recorded.
+        asides: What they do beside.
     """
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: Record, asides: Asides) -> None:
         self._record = record
+        self._asides = asides
 
     def get_ordering(self) -> CapabilityOrdering:
         """Outside of all others."""
@@ -209,7 +220,7 @@ class Healing(AbstractCapability[Any]):
 
     async def wrap_tool_execute(
         self,
-        ctx: RunContext[Any],  # noqa: ARG002
+        ctx: RunContext[Any],
         *,
         call: ToolCallPart,
         tool_def: Any,  # noqa: ARG002
@@ -220,6 +231,7 @@ class Healing(AbstractCapability[Any]):
         entry = self._record.known(call.tool_call_id)
         outcome = ledger.decode(entry) if entry is not None else None
         if outcome is not None and outcome.healed:
+            self._asides.replay(ctx, outcome.aside)
             return outcome.value
         value = await handler(args)
         self._record.healed(call.tool_call_id, value)

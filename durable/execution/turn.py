@@ -24,8 +24,10 @@ from pydantic_graph import End
 from durable import ledger
 from durable.checkpoint import Progress, Stored
 from durable.chunks import Chunk, ErrorInfo, ToolError, ToolErrorPayload, VoidRange
+from durable.chunks.base import Json
 from durable.definition import AgentDefinition
 from durable.errors import ToolResultInvalid
+from durable.execution.aside import Asides
 from durable.execution.failures import ToolFailure
 from durable.execution.recording import Durability, Healing, RecordingToolset, Resumption, Telling
 from durable.execution.start import StartPoint
@@ -98,7 +100,8 @@ class Turn:
         self._settings = settings
         self._boundary = boundary
         self.translator = Translator(attempt=writer.lease.token)
-        self._failures: dict[str, ToolFailure] = {}
+        self._asides = Asides()
+        self._failures: dict[str, tuple[ToolFailure, Json]] = {}
         self._message_id = ""
         self._first = 0
         self._tail = start.tail
@@ -192,6 +195,7 @@ class Turn:
                 tool_retries=self._tool_retries,
                 output_retries=getattr(run.ctx.state, "output_retries_used", 0),
                 tools=_given_tools(run),
+                enqueued=self._asides.enqueued(run),
             )
             self._keep(progress, self.translator.response(following.model_response))
             self._boundary(advanced=True, ending=not following.model_response.tool_calls)
@@ -262,13 +266,14 @@ class Turn:
             # Pydantic AI refuses a run id that the history has.
             run_id=f"{run_id}.{self._writer.lease.token}",
             conversation_id=run_id,
-            capabilities=[Durability(self._wrap), Healing(self), Telling(self._tell), *resumption],
+            capabilities=[Durability(self._wrap), Healing(self, self._asides), Telling(self._tell), *resumption],
         )
 
     def _wrap(self, toolset: Any) -> RecordingToolset:
         return RecordingToolset(
             toolset,
             record=self,
+            asides=self._asides,
             context=self._tool_context,
             on_tool_error=self._definition.on_tool_error,
             max_result_bytes=self._settings.max_tool_result_bytes,
@@ -305,6 +310,7 @@ class Turn:
         if progress.tools is not None and hasattr(run.ctx.deps, "established_tool_names"):
             run.ctx.deps.established_tool_names = set(progress.tools)
         run.ctx.deps.prompt = self._start.conversation.prompt
+        self._asides.enqueue(run, progress.enqueued)
 
     def _restore_messages(self, run: AgentRun[Any, Any], node: Any) -> None:
         """The conversation of the checkpoint, as it was.
@@ -326,7 +332,7 @@ class Turn:
 
     def reason(self, error: BaseException) -> BaseException:
         """Why the run fails: the failure of a tool, if this is what it raised."""
-        return next((failure for failure in self._failures.values() if failure.__cause__ is error), error)
+        return next((failure for failure, _ in self._failures.values() if failure.__cause__ is error), error)
 
     # What the recording toolset asks for.
 
@@ -365,16 +371,17 @@ class Turn:
         )
         self._record(tool_call_id, ToolError(payload=payload), entry)
 
-    def ends(self, tool_call_id: str, failure: ToolFailure) -> None:
-        """The failure of a call ends the run, unless a hook makes something of it."""
-        self._failures[tool_call_id] = failure
+    def ends(self, tool_call_id: str, failure: ToolFailure, aside: Json) -> None:
+        """The failure of a call, and what it did beside. It ends the run, unless a hook makes something of it."""
+        self._failures[tool_call_id] = failure, aside
 
     def healed(self, tool_call_id: str, value: Any) -> None:
         """A call has a value in the end: record it if it had failed."""
-        if self._failures.pop(tool_call_id, None) is None:
+        failed = self._failures.pop(tool_call_id, None)
+        if failed is None:
             return
         try:
-            entry = ledger.encode(ledger.Outcome(value=value, healed=True))
+            entry = ledger.encode(ledger.Outcome(value=value, healed=True, aside=failed[1]))
         except ToolResultInvalid:
             return  # the hook is asked again, as long as this step lasts
         if len(entry) <= self._settings.max_tool_result_bytes:

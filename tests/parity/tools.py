@@ -13,7 +13,7 @@ from fastmcp.client.transports import StdioTransport
 from pydantic import BaseModel
 from pydantic_ai import Agent, ModelRetry, RunContext, Tool, ToolFailed, ToolReturn
 from pydantic_ai.mcp import MCPToolset
-from pydantic_ai.messages import BinaryContent, ModelRequest
+from pydantic_ai.messages import BinaryContent, ModelRequest, UserPromptPart
 from pydantic_ai.tools import ToolDefinition
 from pydantic_ai.toolsets import AbstractToolset, FunctionToolset
 
@@ -221,6 +221,40 @@ def a_tool_that_prepares_itself() -> Case:
     return Case(Agent(script.model(), name="a", tools=[first, Tool(later, prepare=only_later)]))
 
 
+def an_agent_that_is_asked_by_a_tool() -> Case:
+    other: Agent[Any, str] = Agent(Script(["eight words that another agent says to us"]).model(), name="other")
+
+    async def ask(ctx: RunContext[Any]) -> str:
+        result = await other.run("Please!", usage=ctx.usage)
+        return result.output
+
+    async def count(ctx: RunContext[Any]) -> str:
+        ctx.usage.input_tokens += 1000
+        if ctx.retry == 0:
+            raise ModelRetry("again")
+        return "counted"
+
+    turns = Script([call("ask", "c1"), call("count", "c2")], [call("count", "c3")], tool_words)
+    agent: Agent[Any, str] = Agent(turns.model(), name="a")
+    agent.tool(ask)
+    agent.tool(count)
+    return Case(agent)
+
+
+def tools_that_enqueue_messages() -> Case:
+    async def remark(ctx: RunContext[Any], priority: Any, whole: bool) -> str:
+        words = f"{priority} {whole}"
+        ctx.enqueue(ModelRequest(parts=[UserPromptPart(words)]) if whole else words, priority=priority)
+        return "remarked"
+
+    kinds = [("asap", True), ("asap", False), ("when_idle", True), ("when_idle", False)]
+    calls = [call("remark", f"c{n}", priority=kind, whole=whole) for n, (kind, whole) in enumerate(kinds)]
+    turns = Script(calls, [call("remark", "c9", priority="asap", whole=False)], ["done"], ["so be it"], ["really done"])
+    agent: Agent[Any, str] = Agent(turns.model(), name="a")
+    agent.tool(remark)
+    return Case(agent)
+
+
 def a_tool_that_asks_for_another_try() -> Case:
     notes: list[Any] = []
 
@@ -331,6 +365,8 @@ CASES = [
     a_prepared_toolset,
     a_renamed_and_prefixed_toolset,
     a_tool_that_prepares_itself,
+    an_agent_that_is_asked_by_a_tool,
+    tools_that_enqueue_messages,
     a_tool_that_asks_for_another_try,
     arguments_that_do_not_fit,
     a_tool_that_is_not_there,
