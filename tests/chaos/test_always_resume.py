@@ -5,35 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, Final
+from collections.abc import Callable
 
 import pytest
 
 from durable.settings import Settings
-from tests.integration.test_parity import CASES
+from tests.integration.test_parity import OF_A_RUN
 from tests.parity.case import Case, run_bare, run_wrapped
 
-OF_AN_ATTEMPT: Final = frozenset(
-    {
-        "a_dynamic_toolset_once_a_run",  # its toolset counts in the memory of one process
-        "a_capability_of_the_agents_own",  # these note what they hear, and hear each attempt
-        "hooks_around_the_run",
-        "hooks_around_each_node",
-        "hooks_on_the_stream_of_events",
-    }
-)
-"""What is by its nature not of the run, but of each attempt at it."""
 
-
-def cases() -> Iterator[Any]:
-    """All cases but those that note what happens in each attempt."""
-    for build in CASES:
-        if build.__name__ not in OF_AN_ATTEMPT:
-            yield pytest.param(build, id=build.__name__)
-
-
-@pytest.mark.parametrize("build", [*cases()])
+@pytest.mark.parametrize("build", OF_A_RUN, ids=lambda build: build.__name__)
 async def test_a_run_that_resumes_after_every_step_gives_what_the_bare_agent_gives(
     build: Callable[[], Case], settings: Settings
 ) -> None:

@@ -24,6 +24,17 @@ from tests.parity.case import Case, Script, Turn, call, run_bare, run_wrapped, w
 Build = Callable[[], Case]
 
 CASES: list[Build] = [*tools.CASES, *outputs.CASES, *surroundings.CASES]
+OF_AN_ATTEMPT: list[Build] = [
+    tools.a_dynamic_toolset_once_a_run,  # it counts in the memory of one process
+    surroundings.a_capability_of_the_agents_own,  # these note what they hear, and hear each attempt
+    surroundings.hooks_around_the_run,
+    surroundings.hooks_around_each_node,
+    surroundings.hooks_on_the_stream_of_events,
+]
+"""What is by its nature not of the run, but of each attempt at it."""
+OF_A_RUN: list[Build] = [build for build in CASES if build not in OF_AN_ATTEMPT]
+
+of_an_attempt = pytest.mark.of_an_attempt
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -35,7 +46,11 @@ def cache(request: pytest.FixtureRequest) -> Settings | None:
     return settings
 
 
-@pytest.mark.parametrize("build", CASES, ids=lambda build: build.__name__)
+@pytest.mark.parametrize(
+    "build",
+    [*OF_A_RUN, *(pytest.param(build, marks=of_an_attempt) for build in OF_AN_ATTEMPT)],
+    ids=lambda build: build.__name__,
+)
 async def test_the_wrapped_agent_gives_what_the_bare_one_gives(build: Build, cache: Settings | None) -> None:
     bare = await run_bare(build(), streamed=True)
     whole = await run_bare(build(), streamed=False)
@@ -227,6 +242,7 @@ async def _context_factory(run: RunInfo) -> AsyncIterator[Deps]:
     yield _sync_factory(run)
 
 
+@of_an_attempt
 @pytest.mark.parametrize("factory", [_sync_factory, _async_factory, _context_factory])
 async def test_dependencies_are_made_by_a_factory(factory: Any, cache: Settings | None) -> None:
     case = _with_deps()
@@ -243,6 +259,7 @@ async def test_dependencies_are_made_of_json_by_the_agents_own_type(cache: Setti
     assert outcome.output == "Deps Ann"
 
 
+@of_an_attempt
 @pytest.mark.parametrize("ends_by", ["completing", "a tool that raises", "a limit"])
 async def test_a_context_of_dependencies_is_entered_and_left_exactly_once(cache: Settings | None, ends_by: str) -> None:
     seen: list[str] = []
@@ -318,6 +335,7 @@ def _told(span: ReadableSpan) -> dict[str, Any]:
     return {**told, "status": span.status.status_code.name}
 
 
+@of_an_attempt
 @pytest.mark.parametrize("everywhere", [False, True], ids=["one agent", "all agents"])
 async def test_spans_are_those_of_the_bare_agent(cache: Settings | None, everywhere: bool) -> None:
     async def spans(run: Callable[[Case], Any]) -> Spans:
