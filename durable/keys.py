@@ -79,7 +79,7 @@ class Keys:
 
     @property
     def sweeper(self) -> str:
-        """Held by the process that sweeps now."""
+        """The process that swept last, for as long as it is known that somebody sweeps."""
         return f"{self.prefix}:sweeper"
 
     @property

@@ -1,19 +1,21 @@
 """The sweeper: finds runs that lost their worker or their wake-up, and has them executed again.
 
-It runs in every process that hosts agents; one of them at a time does the work. What it does to a run is conditional on
-what it saw, in one script, so two sweepers at once do no harm. Each sweep is bounded.
+It runs in every process that hosts agents. Whoever comes first sweeps, the others leave it at that: nobody leads, so
+nobody's loss delays a sweep. What it does to a run is conditional on what it saw, in one script, so two sweepers at
+once do no harm. Each sweep is bounded, and lost workers come first: somebody waits for the next chunk.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, cast
 
 from redis.exceptions import RedisError, ResponseError
 
-from durable.errors import DurableError, StoreUnavailable
+from durable.errors import DurableError
 from durable.runs import WAKE_GRACE, RunRecord, Runs
 from durable.scripts import REQUEUE
 from durable.settings import Settings
@@ -23,6 +25,8 @@ log = logging.getLogger(__name__)
 
 LARGEST_SWEEP: Final = 500
 """Runs of each kind in one sweep, at most."""
+REMEMBERED: Final = 3
+"""For so many intervals it is known that somebody sweeps."""
 
 
 class Sweeper:
@@ -32,7 +36,7 @@ class Sweeper:
         store: Where the runs are.
         settings: How often.
         dispatch: Wakes somebody who executes the run.
-        name: This process, for the lease among sweepers.
+        name: This process.
     """
 
     def __init__(
@@ -55,35 +59,36 @@ class Sweeper:
             return
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
-        try:
-            async with self._store.guard(1.0):
-                holder = await self._store.redis.get(self._store.keys.sweeper)
-                if holder is not None and text(holder) == self._name:
-                    await self._store.redis.delete(self._store.keys.sweeper)
-        except StoreUnavailable:
-            return  # it runs out by itself
 
     async def _sweep_for_ever(self) -> None:
         while True:
+            begun = time.monotonic()
             try:
-                if await self._leads() and await self._trustworthy():
+                if await self._is_due() and await self._trustworthy():
                     await self.sweep()
             except (DurableError, RedisError) as error:
                 log.warning("the sweep is postponed: %s", type(error).__name__)
-            await asyncio.sleep(self._settings.sweep_seconds)
+            pause = self._settings.sweep_seconds
+            await asyncio.sleep(max(pause / 2, begun + pause - time.monotonic()))
 
     async def sweep(self) -> int:
         """Look once. Returns how many runs were dispatched.
+
+        A queue may be so long that to wake its runs takes longer than until the next sweep. Then some are left for
+        that, as leases may have run out meanwhile.
 
         Raises:
             StoreUnavailable: Redis does not answer.
         """
         keys, dispatched = self._store.keys, 0
+        until = time.monotonic() + self._settings.sweep_seconds / 2
         for member in await self._due(keys.leases):
             run_id, _, token = member.rpartition(":")
             dispatched += await self._requeue(run_id, token)
         for run_id in await self._due(keys.wakeups):
             dispatched += await self._requeue(run_id, "")
+            if time.monotonic() > until:
+                break
         return dispatched
 
     async def _due(self, index: str) -> list[str]:
@@ -107,17 +112,14 @@ class Sweeper:
         await self._dispatch(await self._runs.get(run_id))
         return 1
 
-    async def _leads(self) -> bool:
-        """Whether this process is the one that sweeps now."""
-        milliseconds = int(max(self._settings.sweep_seconds * 3, 1) * 1000)
-        key = self._store.keys.sweeper
+    async def _is_due(self) -> bool:
+        """Whether nobody has begun a sweep just now; then it is this process that does."""
+        pause = self._settings.sweep_seconds * 1000
+        key, remembered = self._store.keys.sweeper, int(max(REMEMBERED * pause, 1000))
         async with self._store.guard():
-            if await self._store.redis.set(key, self._name, nx=True, px=milliseconds):
-                return True
-            holder = await self._store.redis.get(key)
-            if holder is None or text(holder) != self._name:
+            if await self._store.redis.pttl(key) > remembered - pause / 2:
                 return False
-            await self._store.redis.pexpire(key, milliseconds)
+            await self._store.redis.set(key, self._name, px=remembered)
         return True
 
     async def _trustworthy(self) -> bool:
