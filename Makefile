@@ -56,8 +56,8 @@ format: $(INSTALLED) ## Put the code into the one style
 	$(BIN)/ruff check --fix-only $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-bench: $(INSTALLED) ## Run the benchmarks
-	@$(BIN)/python benchmarks/run.py $(ARGS)
+bench: $(INSTALLED) ## Run the benchmarks (QUICK=1: tiny sizes)
+	@$(BIN)/python benchmarks/run.py $(if $(QUICK),--quick) $(ARGS)
 
 # hatchling builds the project; it is locked with the rest, so that nothing unlocked is ever installed.
 LOCK := uv pip compile pyproject.toml - --universal --python-version 3.11 --generate-hashes --quiet --upgrade \

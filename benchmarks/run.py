@@ -12,7 +12,7 @@ import orjson
 import typer
 from rich.console import Console
 
-from benchmarks import cpu_per_chunk, fan_out, first_chunk, replay, submit
+from benchmarks import cpu_per_chunk, durability, fan_out, first_chunk, replay, resume, submit, takeover
 from benchmarks.figures import Report
 from durable.errors import ConfigurationError
 
@@ -29,6 +29,9 @@ BENCHMARKS: Final[dict[str, Benchmark]] = {
     "fan_out": fan_out.measure,
     "replay": replay.measure,
     "cpu_per_chunk": cpu_per_chunk.measure,
+    "durability": durability.measure,
+    "resume": resume.measure,
+    "takeover": takeover.measure,
 }
 
 

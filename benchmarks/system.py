@@ -74,6 +74,10 @@ class System:
         service = worker_service(self._redis.url, AGENTS, env=self._env, grace_seconds=0.5)
         self._start(replace(service, ready=self._has_worker, ready_seconds=READY_SECONDS))
 
+    def worker_env(self) -> dict[str, str]:
+        """The environment of a worker of this system that somebody else starts."""
+        return dict(worker_service(self._redis.url, AGENTS, env=self._env).env)
+
     def _start(self, service: Any) -> None:
         try:
             self._stack.start(replace(service, cwd=ROOT))

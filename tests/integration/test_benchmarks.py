@@ -1,6 +1,6 @@
 """The benchmarks can be run. What the figures are is nobody's business here.
 
-Two of them, for time: one with all the processes there are, one with the engine in the process itself.
+Some of them, for time: with all the processes there are, with the engine in the process itself, with kills.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ ROOT = Path(__file__).parents[2]
 TITLES = {
     "first_chunk": ["First chunk"],
     "cpu_per_chunk": ["CPU per chunk", "Where the CPU time goes, flush 0", "Memory of Redis per chunk, flush 0"],
+    "durability": ["Cost of durability"],
+    "resume": ["Resume"],
+    "takeover": ["Takeover"],
 }
 
 
@@ -33,7 +36,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_a_benchmark_answers_its_question_with_a_table(tmp_path: Path) -> None:
     report = tmp_path / "figures.json"
     done = run(*TITLES, "--quick", "--json", str(report))
