@@ -99,12 +99,12 @@ async def _measure(settings: Settings, lengths: Sequence[int], total: int) -> Re
 async def _costs(store: Store, settings: Settings, way: _Way, lengths: Sequence[int], total: int, tell: Any) -> Costs:
     found: dict[int, list[tuple[_Cost, _Cost]]] = {steps: [] for steps in lengths}
     for number in range(ROUNDS + 1):
-        for steps in lengths:
+        for steps in lengths if number else lengths[:2]:  # the first round fills caches
             tell(f"durability: {way.calls} calls a step, {steps} steps, round {number} of {ROUNDS}")
             runs = max(1, total // steps // (1 if number else 10))
             bare = await _bare(way.agent(steps), min(runs, 20))
             kept = await _durable(store, settings, way.agent(steps), min(runs, 20))
-            if number:  # the first round fills caches
+            if number:
                 found[steps].append((bare, kept))
     return {
         steps: (_middle([bare for bare, _ in costs]), _middle([kept for _, kept in costs]))
