@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from durable.errors import (
+    AlreadyDecided,
     DurableError,
     InvalidRequest,
     RequestTooLarge,
@@ -23,6 +24,7 @@ from durable.errors import (
     RunExpired,
     StoreUnavailable,
     UnknownAgent,
+    UnknownCall,
     UnknownRun,
 )
 from durable.execution.failures import places
@@ -34,9 +36,11 @@ STATUSES: Final[dict[type[DurableError], int]] = {
     InvalidRequest: 400,
     UnknownAgent: 404,
     UnknownRun: 404,
+    UnknownCall: 404,
     RunExpired: 410,
     RunConflict: 409,
     RunEnded: 409,
+    AlreadyDecided: 409,
     StoreUnavailable: 503,
 }
 

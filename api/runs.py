@@ -12,10 +12,9 @@ from fastapi import APIRouter, Header, Query, Request, Response
 
 from durable.backend import Backend
 from durable.conversation import read_conversation
-from durable.diagnosis import views
 from durable.errors import InvalidRequest
 from durable.journal import Entry, read
-from durable.runs import NewRun, RunRecord
+from durable.runs import NewRun, RunRecord, check_policy
 from durable.views import ChunkPage, RunPage, RunStatus, RunView
 
 from .bodies import CancelBody, SubmitBody
@@ -39,7 +38,7 @@ def linked(view: RunView) -> RunView:
 
 async def look(backend: Backend, run_id: str) -> RunView:
     """A run as it is now; one that waits for a worker says so when there is none."""
-    [view] = await views(backend.announcements, [await backend.runs.get(run_id)])
+    [view] = await backend.views([await backend.runs.get(run_id)])
     return linked(view)
 
 
@@ -75,6 +74,7 @@ async def submit(
     request = body.request()
     read_conversation(request)
     announced = await backend.announcements.get(agent)
+    check_policy(request, announced.approval_policies)
     new = NewRun(
         agent=announced.name,
         kind=announced.kind,
@@ -111,7 +111,7 @@ async def list_runs(
         # A list that is not narrowed would pass for that of the thread.
         raise InvalidRequest("There are no threads yet: runs can't be listed by threadId.")
     records, following = await backend.runs.page(status=status or "", agent=agent, limit=limit, cursor=cursor)
-    shown = await views(backend.announcements, records)
+    shown = await backend.views(records)
     return as_json(RunPage(runs=[linked(view) for view in shown], next=following))
 
 

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from durable.errors import DurableError
     from durable.fold import Folder, fold_text
     from durable.settings import Settings
-    from durable.tools import ToolContext, emit, emit_sync, tool_context
+    from durable.suspension import suspend
+    from durable.tools import ToolContext, emit, emit_sync, resume_data, tool_context
     from durable.views import (
         AgentView,
         ChunkPage,
@@ -62,6 +63,8 @@ _HOMES = {
     "emit": "durable.tools",
     "emit_sync": "durable.tools",
     "fold_text": "durable.fold",
+    "resume_data": "durable.tools",
+    "suspend": "durable.suspension",
     "tool_context": "durable.tools",
 }
 
@@ -91,6 +94,8 @@ __all__ = [
     "emit",
     "emit_sync",
     "fold_text",
+    "resume_data",
+    "suspend",
     "tool_context",
 ]
 

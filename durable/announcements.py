@@ -12,6 +12,7 @@ import logging
 from collections.abc import Iterable
 from typing import Any, Final
 
+from pydantic import Field
 from pydantic_ai.toolsets import FunctionToolset
 from redis.exceptions import RedisError
 
@@ -36,6 +37,7 @@ class Announcement(Wire):
     queue: str
     max_steps: int
     retention: int | None = None
+    approval_policies: list[str] = Field(default_factory=list)
     view: AgentView
 
     @classmethod
@@ -60,6 +62,7 @@ class Announcement(Wire):
             queue=queue,
             max_steps=definition.max_steps,
             retention=definition.retention,
+            approval_policies=sorted(definition.approval_policies),
             view=view,
         )
 

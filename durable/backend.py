@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Self
 
 from durable.announcements import Announcements
+from durable.decisions import Answer, Decisions, with_calls
 from durable.definition import AgentDefinition
+from durable.diagnosis import views
 from durable.dispatch import CeleryDispatcher, Dispatcher, InProcessDispatcher
 from durable.execution import Engine
 from durable.observer import Hub, Observer
@@ -14,6 +16,7 @@ from durable.runs import RunRecord, Runs
 from durable.settings import Settings
 from durable.store import Store
 from durable.sweeper import Sweeper
+from durable.views import RunView
 
 
 class Backend:
@@ -50,6 +53,7 @@ class Backend:
         self.runs = Runs(store, settings)
         self.hub = Hub(store)
         self.observer = Observer(store, self.runs, self.hub)
+        self.decisions = Decisions(store, self.runs)
         self.announcements = Announcements(store)
         self.engine: Engine | None = None
         self._celery = CeleryDispatcher(settings.celery_broker_url) if celery else None
@@ -100,6 +104,29 @@ class Backend:
             await self._here.dispatch(record)
         elif self._celery is not None:
             await self._celery.dispatch(record)
+
+    async def decide(self, run_id: str, tool_call_id: str, answer: Answer) -> None:
+        """Answer a tool call that waits, and wake its run.
+
+        Raises:
+            InvalidRequest, UnknownRun, RunExpired, UnknownCall, AlreadyDecided, RunEnded, StoreUnavailable: see
+                `Decisions.decide`.
+        """
+        record = await self.decisions.decide(run_id, tool_call_id, answer)
+        if record is not None:
+            await self.dispatch(record)
+
+    async def views(self, records: Sequence[RunRecord]) -> list[RunView]:
+        """Runs as callers see them: one that waits because nobody serves its agent says so, and each tells of its calls
+        that wait, or were answered.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        shown = await views(self.announcements, records)
+        asked = [record.run_id for record in records if record.asked]
+        calls = dict(zip(asked, await self.decisions.calls(asked), strict=True))
+        return [with_calls(view, calls.get(view.run_id, [])) for view in shown]
 
     async def dispatch_again(self, record: RunRecord) -> None:
         """Wake somebody else, if there is anybody else: this process has handed the run back."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from pydantic_ai import RunContext
 from pydantic_ai.agent import AbstractAgent
+from pydantic_ai.tools import ToolDefinition
 
 from durable.chunks.base import Json
 from durable.errors import ConfigurationError
@@ -39,6 +41,9 @@ class RunInfo:
     deps: Json
 
 
+ApprovalFunction = Callable[[RunContext[Any], ToolDefinition, dict[str, Any]], bool | Awaitable[bool]]
+"""Tells from a call's context, tool and arguments whether it has to be approved. One that raises wants it to be."""
+ApprovalPolicy = bool | ApprovalFunction
 DepsFactory = Callable[[RunInfo], Any | Awaitable[Any] | AbstractAsyncContextManager[Any]]
 
 
@@ -55,6 +60,8 @@ class AgentDefinition:
         queue: The Celery queue of its runs; None for `<prefix>.<name>`.
         retention: Seconds to keep an ended run; the deployment's default when None.
         on_tool_error: Whether a tool that raises fails the run, or the model is told.
+        require_tool_approval: Which tool calls have to be approved, beside those whose tools say so themselves.
+        approval_policies: Policies that a run may ask for by name.
     """
 
     name: str
@@ -65,6 +72,8 @@ class AgentDefinition:
     queue: str | None = None
     retention: int | None = None
     on_tool_error: OnToolError = "fail"
+    require_tool_approval: ApprovalPolicy = False
+    approval_policies: Mapping[str, ApprovalFunction] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not AGENT_NAME.fullmatch(self.name):

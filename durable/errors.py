@@ -8,6 +8,8 @@
     ├── UnknownRun                there never was such a run, or it is forgotten
     ├── RunExpired                the run was there; its retention has passed
     ├── RunConflict               the run id or idempotency key belongs to another request
+    ├── UnknownCall               the run has no call of this id that waits or waited for an answer
+    ├── AlreadyDecided            the call was answered before, in another way
     ├── RunEnded                  the run has ended; it can't change any more
     ├── StoreUnavailable          Redis does not answer; nothing was written, or the same call may be repeated
     ├── LeaseLost                 this attempt no longer owns its run; whatever it writes is refused
@@ -15,6 +17,7 @@
     │   ├── RunFailed
     │   └── RunCancelled
     ├── ToolResultInvalid         a tool returned what can't be recorded
+    ├── DecisionExpired           nobody answered a call in time, and its tool says that the run fails then
     ├── LedgerCorrupt             a recorded tool outcome can't be read
     └── ServerUnreachable         raised by the client: no server answers at its URL, or not one of ours
 
@@ -81,6 +84,18 @@ class RunConflict(DurableError):
     code = "run_conflict"
 
 
+class UnknownCall(DurableError):
+    """The run has no call of this id that waits for an answer."""
+
+    code = "unknown_call"
+
+
+class AlreadyDecided(DurableError):
+    """The call was answered before, in another way."""
+
+    code = "already_decided"
+
+
 class RunEnded(DurableError):
     """The run has already ended."""
 
@@ -124,6 +139,12 @@ class ToolResultInvalid(DurableError):
     """The tool returned a value that can't be recorded."""
 
     code = "tool_result_invalid"
+
+
+class DecisionExpired(DurableError):
+    """Nobody answered a tool call in time."""
+
+    code = "decision_expired"
 
 
 class LedgerCorrupt(DurableError):

@@ -20,10 +20,13 @@ class Keys:
     | `request` | string | what was asked for, as JSON |
     | `checkpoints` | list | what each step added to the conversation |
     | `ledger` | hash | step and tool call -> recorded outcome |
+    | `calls` | hash | calls that wait or waited: `s:` state, `c:` question, `t:` since and until, `d:` answer |
     | `tombstone` | string | outlives an expired run |
     | `idempotency` | string | idempotency key -> run id and request hash |
     | `runs` | sorted set | creation time -> run id; per status, agent and in all |
     | `leases` | sorted set | expiry -> run id and token |
+    | `pending` | sorted set | since when it waits -> run id and call |
+    | `deadlines` | sorted set | when it is answered by itself -> run id and call |
     | `wakeups` | sorted set | when to dispatch again -> run id |
     | `agents` | hash | name -> announced definition |
     | `workers` | sorted set | expiry -> live worker |
@@ -45,6 +48,9 @@ class Keys:
 
     def ledger(self, run_id: str) -> str:
         return self._of_run(run_id, ":ledger")
+
+    def calls(self, run_id: str) -> str:
+        return self._of_run(run_id, ":calls")
 
     def tombstone(self, run_id: str) -> str:
         return self._of_run(run_id, ":tombstone")
@@ -78,6 +84,16 @@ class Keys:
         return f"{self.prefix}:wakeups"
 
     @property
+    def pending(self) -> str:
+        """Calls of all runs that wait for an answer."""
+        return f"{self.prefix}:pending"
+
+    @property
+    def deadlines(self) -> str:
+        """When calls that wait are answered by themselves."""
+        return f"{self.prefix}:deadlines"
+
+    @property
     def sweeper(self) -> str:
         """The process that swept last, for as long as it is known that somebody sweeps."""
         return f"{self.prefix}:sweeper"
@@ -91,9 +107,9 @@ class Keys:
         return f"{self.prefix}:workers"
 
     @property
-    def cancels(self) -> str:
-        """The pub/sub channel on which run ids to cancel are announced to all who execute."""
-        return f"{self.prefix}:cancels"
+    def nudges(self) -> str:
+        """The pub/sub channel that tells all who execute what was asked of a run: `cancel <run>`, `decided <run>`."""
+        return f"{self.prefix}:nudges"
 
     def _of_run(self, run_id: str, suffix: str) -> str:
         return f"{self.prefix}:run:{{{run_id}}}{suffix}"

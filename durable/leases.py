@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from redis.exceptions import NoScriptError, RedisError
 
-from durable.scripts import CLAIM, RELEASE, RENEW, Arg
+from durable.scripts import CLAIM, RELEASE, RENEW, SUSPEND, Arg
 from durable.settings import Settings
 from durable.store import Store, text
 
@@ -114,6 +114,26 @@ async def release(
     for item in (fields or {}).items():
         args += item
     return bool(await store.run(RELEASE, names, args))
+
+
+async def suspend(store: Store, lease: Lease, seen: int, fields: Mapping[str, Arg]) -> str:
+    """Give a run up until somebody wakes it: `suspended`; or `decided`, when there are more answers to its calls than
+    were seen; or `cancel`, when it was asked to end; or `fenced`, when the lease was lost before.
+
+    Args:
+        store: Where the run is.
+        lease: The claim to give up.
+        seen: How many answers the owner knows of.
+        fields: Kept in the run's record.
+
+    Raises:
+        StoreUnavailable: Redis does not answer; the lease then simply runs out.
+    """
+    keys = store.keys
+    args: list[Arg] = [lease.run_id, lease.token, seen, keys.status_indexes]
+    for item in fields.items():
+        args += item
+    return text(await store.run(SUSPEND, [keys.run(lease.run_id), keys.leases], args))
 
 
 def _release_call(store: Store, lease: Lease, wake_after: float) -> tuple[list[str], list[Any]]:

@@ -1,6 +1,7 @@
 """The ledger: what became of each tool call, so that nothing completed is done again.
 
-A call is known by its step and its id. Before a tool's body runs, `started` is written and awaited; its outcome is
+A call is known by its step, its round and its id: each answer from outside to a call that waited begins a new round.
+Before a tool's body runs, `started` is written and awaited; its outcome is
 written in the same step as its chunk. An entry that cannot be read is an error of its own (`LedgerCorrupt`): taken for
 bad arguments, it would make the model ask again, and the tool would act twice.
 """
@@ -14,10 +15,12 @@ import orjson
 from pydantic import ConfigDict, TypeAdapter
 from pydantic_ai.exceptions import ModelRetry, ToolFailed
 from pydantic_ai.messages import ToolReturn, ToolReturnContent, ToolReturnPart
+from pydantic_ai.tools import ToolDenied
 
 from durable import thrown
 from durable.chunks.base import Json
 from durable.errors import LedgerCorrupt, ToolResultInvalid
+from durable.suspension import Suspension
 
 STARTED: Final = b'{"kind":"started"}'
 
@@ -56,6 +59,8 @@ class Outcome:
         raised: How it failed.
         healed: Whether `value` is what hooks have made of a failure: they are not asked again.
         aside: What it did to its run beside, as JSON.
+        suspended: What it waits, or waited, for.
+        denied: Why it was declined. Not stored: the answer is.
     """
 
     value: Any = None
@@ -64,6 +69,8 @@ class Outcome:
     raised: Raised | None = None
     healed: bool = False
     aside: Json = None
+    suspended: Suspension | None = None
+    denied: str | None = None
 
     def replay(self) -> Any:
         """Return, or raise, what the tool did; but for a failure that ended the run."""
@@ -71,12 +78,33 @@ class Outcome:
             raise ModelRetry(self.retry)
         if self.failed is not None:
             raise ToolFailed(self.failed)
-        return self.value
+        return self.value if self.denied is None else ToolDenied(self.denied)
 
 
-def key(step: int, tool_call_id: str) -> str:
-    """The call's name in the ledger. Models may use an id again in another step."""
-    return f"{step}:{tool_call_id}"
+def key(step: int, tool_call_id: str, round_: int = 0) -> str:
+    """The call's name in the ledger. Models may use an id again in another step.
+
+    Args:
+        step: The step, from 1.
+        tool_call_id: The model's id for the call.
+        round_: How many answers from outside it has had.
+    """
+    return f"{step}+{round_}:{tool_call_id}" if round_ else f"{step}:{tool_call_id}"
+
+
+def answer_key(step: int, tool_call_id: str, round_: int) -> str:
+    """The name of the answer that ended the call's wait in a round."""
+    return f"{step}!{round_}:{tool_call_id}"
+
+
+def is_answer(field: str) -> bool:
+    """Whether a name in the ledger is that of an answer from outside."""
+    return "!" in field.partition(":")[0]
+
+
+def step_of(field: str) -> int:
+    """The step that a name in the ledger belongs to."""
+    return int(field.partition(":")[0].partition("!")[0].partition("+")[0])
 
 
 def encode(outcome: Outcome) -> bytes:
@@ -94,6 +122,8 @@ def encode(outcome: Outcome) -> bytes:
         raised = outcome.raised
         failure = [raised.code, raised.message, raised.name, raised.error and thrown.dump(raised.error)]
         return orjson.dumps({"kind": "raised", "failure": failure, **aside})
+    if outcome.suspended is not None:
+        return orjson.dumps({"kind": "suspended", "for": outcome.suspended.model_dump(mode="json"), **aside})
     kind, adapter = (b"tool-return", _RETURN) if isinstance(outcome.value, ToolReturn) else (b"content", _CONTENT)
     try:
         data: bytes = adapter.dump_json(outcome.value)
@@ -131,6 +161,8 @@ def decode(entry: bytes) -> Outcome | None:
             case "raised":
                 code, message, name, error = fields["failure"]
                 return Outcome(raised=Raised(code, message, name, thrown.load(error)), aside=aside)
+            case "suspended":
+                return Outcome(suspended=Suspension.model_validate(fields["for"]), aside=aside)
             case "tool-return" | "content" as kind:
                 adapter = _RETURN if kind == "tool-return" else _CONTENT
                 value = adapter.validate_python(fields["value"])

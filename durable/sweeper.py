@@ -1,4 +1,4 @@
-"""The sweeper: finds runs that lost their worker or their wake-up, and has them executed again.
+"""The sweeper: finds runs that lost their worker or their wake-up, and calls that nobody answered in time.
 
 It runs in every process that hosts agents. Whoever comes first sweeps, the others leave it at that: nobody leads, so
 nobody's loss delays a sweep. What it does to a run is conditional on what it saw, in one script, so two sweepers at
@@ -15,11 +15,20 @@ from typing import Any, Final, cast
 
 from redis.exceptions import RedisError, ResponseError
 
-from durable.errors import DurableError
+from durable.decisions import DEADLINE, OUT_OF_TIME, Answer, Decisions
+from durable.errors import (
+    AlreadyDecided,
+    DurableError,
+    RunEnded,
+    RunExpired,
+    UnknownCall,
+    UnknownRun,
+)
 from durable.runs import WAKE_GRACE, RunRecord, Runs
 from durable.scripts import REQUEUE
 from durable.settings import Settings
 from durable.store import Store, text
+from durable.suspension import OnExpiry
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +56,7 @@ class Sweeper:
         self._dispatch = dispatch
         self._name = name
         self._runs = Runs(store, settings)
+        self._decisions = Decisions(store, self._runs)
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -85,11 +95,30 @@ class Sweeper:
         for member in await self._due(keys.leases):
             run_id, _, token = member.rpartition(":")
             dispatched += await self._requeue(run_id, token)
+        for run_id, call, what in await self._decisions.due(LARGEST_SWEEP):
+            dispatched += await self._expire(run_id, call, what)
         for run_id in await self._due(keys.wakeups):
             dispatched += await self._requeue(run_id, "")
             if time.monotonic() > until:
                 break
         return dispatched
+
+    async def _expire(self, run_id: str, call: str, what: OnExpiry) -> int:
+        """Nobody has answered a call in time: do what its tool wants then."""
+        log.info("run %s: nobody answered a call in time: %s", run_id, what)
+        try:
+            if what == "cancel":
+                await self._runs.cancel(run_id, reason=OUT_OF_TIME, actor=DEADLINE)
+                return 0
+            reason = OUT_OF_TIME if what == "decline" else None
+            answer = Answer(kind=what, reason=reason, actor=DEADLINE)
+            record = await self._decisions.decide(run_id, call, answer, due=True)
+        except (UnknownRun, RunExpired, UnknownCall, RunEnded, AlreadyDecided):
+            return 0  # somebody was faster
+        if record is None:
+            return 0
+        await self._dispatch(record)
+        return 1
 
     async def _due(self, index: str) -> list[str]:
         """What an index has that was due before now, by the store's own clock."""

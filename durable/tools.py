@@ -9,14 +9,17 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar, overload
 
+from pydantic import TypeAdapter
 from pydantic_ai import RunContext
 
 from durable.chunks import ToolOutput, ToolOutputPayload
-from durable.chunks.base import Chunk
+from durable.chunks.base import Chunk, Json
 from durable.errors import ConfigurationError
 from durable.translate import to_json_value
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class ToolContext:
         write: Puts a chunk into the run's log, from the event loop.
         room: Waits while too much waits for Redis.
         loop: The event loop of the run.
+        resumed: Whether it was suspended, and is called again with data.
+        resume: That data.
     """
 
     run_id: str
@@ -43,6 +48,8 @@ class ToolContext:
     write: Callable[[Chunk], None]
     room: Callable[[], Coroutine[Any, Any, None]]
     loop: asyncio.AbstractEventLoop
+    resumed: bool = False
+    resume: Json = None
 
 
 CALL: Final[ContextVar[ToolContext]] = ContextVar("durable_tool_call")
@@ -58,6 +65,32 @@ def tool_context(ctx: RunContext[Any]) -> ToolContext:
     if call is None or call.tool_call_id != ctx.tool_call_id:
         raise ConfigurationError("There is no durable run here: this works inside a tool of a wrapped agent.")
     return call
+
+
+@overload
+def resume_data(ctx: RunContext[Any]) -> Any: ...
+
+
+@overload
+def resume_data(ctx: RunContext[Any], as_type: type[T]) -> T | None: ...
+
+
+def resume_data(ctx: RunContext[Any], as_type: Any = None) -> Any:
+    """The data that a suspended tool was resumed with; None on its first call, before it was suspended.
+
+    Args:
+        ctx: The tool's context.
+        as_type: What to read it as, such as the model given to `suspend(resume_schema=…)`. Default: JSON, as it came,
+            checked against that schema.
+
+    Raises:
+        ConfigurationError: It is not called from a tool of a durable run.
+        pydantic.ValidationError: The data is not of that type.
+    """
+    call = tool_context(ctx)
+    if not call.resumed:
+        return None
+    return call.resume if as_type is None else TypeAdapter(as_type).validate_python(call.resume)
 
 
 async def emit(ctx: RunContext[Any], output: Any) -> None:

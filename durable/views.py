@@ -73,10 +73,13 @@ class PendingCall(Wire):
         tool_call_id: Names the call within the run.
         tool_name: The tool.
         args: What the model called it with.
-        kind: What it waits for: `approval`, `resume`, `background`, `client-tool`.
+        kind: What it waits for: `approval`, `resume` (data, with which the tool is called again), `external` (its
+            result).
         payload: What the tool said when it suspended.
+        resume_schema: JSON schema of the answer.
         since: When it began to wait.
         expires_at: When it is decided without an answer.
+        on_expiry: How it is decided then.
     """
 
     tool_call_id: str
@@ -84,8 +87,44 @@ class PendingCall(Wire):
     args: Json = Field(None, exclude_if=_absent)
     kind: str | None = Field(None, exclude_if=_absent)
     payload: Json = Field(None, exclude_if=_absent)
+    resume_schema: dict[str, Json] | None = Field(None, exclude_if=_absent)
     since: Moment | None = Field(None, exclude_if=_absent)
     expires_at: Moment | None = Field(None, exclude_if=_absent)
+    on_expiry: str | None = Field(None, exclude_if=_absent)
+
+
+class InboxCall(PendingCall):
+    """A tool call that waits, in a list over all runs."""
+
+    run_id: str
+    agent: str
+
+
+class InboxPage(Wire):
+    """Calls that wait, longest first. `next` is the cursor of the following page, or null at the end."""
+
+    pending: list[InboxCall]
+    next: str | None = None
+
+
+class DecisionView(Wire):
+    """An answer that a tool call has had.
+
+    Attributes:
+        tool_call_id: Names the call within the run.
+        tool_name: The tool.
+        decision: `approve`, `decline`, `resume`, or `fail`: nobody answered in time, and the run failed.
+        reason: Why it was declined.
+        actor: Who answered; `deadline` when nobody did in time.
+        at: When.
+    """
+
+    tool_call_id: str
+    tool_name: str
+    decision: str
+    reason: str | None = Field(None, exclude_if=_absent)
+    actor: str | None = Field(None, exclude_if=_absent)
+    at: Moment
 
 
 class RunView(Wire):
@@ -104,7 +143,8 @@ class RunView(Wire):
         usage: The tokens that it used.
         output: What the agent returned, when it completed.
         error: Why it failed, or was cancelled.
-        pending: The calls that wait for an answer, when it is suspended.
+        pending: The calls that wait for an answer.
+        decisions: The answers that calls of it have had.
         metadata: What its caller attached to it.
         retry_of: The ended run that it repeats.
         parent_run_id: The run that it belongs to.
@@ -125,6 +165,7 @@ class RunView(Wire):
     output: Json = Field(None, exclude_if=_absent)
     error: Annotated[ErrorInfo | None, WithoutNulls] = Field(None, exclude_if=_absent)
     pending: list[PendingCall] | None = Field(None, exclude_if=_absent)
+    decisions: list[DecisionView] | None = Field(None, exclude_if=_absent)
     metadata: dict[str, Any] | None = Field(None, exclude_if=_absent)
     retry_of: str | None = Field(None, exclude_if=_absent)
     parent_run_id: str | None = Field(None, exclude_if=_absent)

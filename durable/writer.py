@@ -83,6 +83,25 @@ def _delta(chunk: Chunk) -> tuple[str | None, str]:
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """A call that begins to wait for an answer from outside.
+
+    Attributes:
+        tool_call_id: The call.
+        step: Its step.
+        round: How many answers it has had before.
+        body: What is asked, as stored.
+        expires_in: Seconds until it is answered by itself; None for never.
+    """
+
+    tool_call_id: str
+    step: int
+    round: int
+    body: bytes
+    expires_in: float | None = None
+
+
+@dataclass(frozen=True)
 class Note:
     """What is stored in the same step as a chunk.
 
@@ -91,12 +110,14 @@ class Note:
         field: The field of a ledger entry, or "".
         value: The ledger entry.
         progress: Whether the run has got on with it.
+        waiting: A call that begins to wait.
     """
 
     checkpoint: bytes = b""
     field: str = ""
     value: bytes = b""
     progress: bool = True
+    waiting: Waiting | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +138,18 @@ class _Batch:
     notes: list[Note]
     ending: Ending | None
     done: asyncio.Future[str] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    def stored(self, run_id: str) -> list[Arg]:
+        """What is stored in the same step, as `append` takes it."""
+        entries = [note for note in self.notes if note.field]
+        args: list[Arg] = ["1" if any(note.progress for note in self.notes) else "0"]
+        args += [next((note.checkpoint for note in self.notes if note.checkpoint), b""), run_id, len(entries)]
+        for note in entries:
+            args += [note.field, note.value]
+        for call in [note.waiting for note in self.notes if note.waiting is not None]:
+            due = "" if call.expires_in is None else int(call.expires_in * 1000)
+            args += [call.tool_call_id, f"{call.step} {call.round}", call.body, due]
+        return args
 
 
 class RunWriter:
@@ -241,14 +274,11 @@ class RunWriter:
         args: list[Arg] = [keys.channel(run_id), token, f"a{token}", batch.number, len(batch.bodies)]
         args.append(b"\n".join(batch.bodies))
         names = [keys.run(run_id), keys.log(run_id), keys.checkpoints(run_id), keys.ledger(run_id)]
+        names += [keys.calls(run_id), keys.pending, keys.deadlines]
         if batch.ending is None:
-            args.append("1" if any(note.progress for note in batch.notes) else "0")
-            args.append(next((note.checkpoint for note in batch.notes if note.checkpoint), b""))
-            for note in batch.notes:
-                args += [note.field, note.value] if note.field else []
-            return APPEND, names, args
+            return APPEND, names, [*args, *batch.stored(run_id)]
         names += [keys.request(run_id), keys.tombstone(run_id), keys.leases]
-        args += ["", batch.ending.checkpoint, run_id, batch.ending.status, keys.status_indexes]
+        args += [batch.ending.checkpoint, run_id, batch.ending.status, keys.status_indexes]
         args.append(self._sender.settings.tombstone_seconds)
         for item in batch.ending.fields.items():
             args += item

@@ -23,9 +23,17 @@ from durable.backend import Backend
 from durable.chunks import Chunk
 from durable.chunks.base import Json
 from durable.conversation import Prompt, limits_to_json, messages_to_json, prompt_to_json, read_conversation
-from durable.definition import DEFAULT_MAX_STEPS, AgentDefinition, DepsFactory, OnToolError, define
+from durable.definition import (
+    DEFAULT_MAX_STEPS,
+    AgentDefinition,
+    ApprovalFunction,
+    ApprovalPolicy,
+    DepsFactory,
+    OnToolError,
+    define,
+)
 from durable.errors import InvalidRequest
-from durable.runs import NewRun, RunRequest
+from durable.runs import NewRun, RunRequest, check_policy
 from durable.settings import Settings
 from durable.store import Store
 
@@ -83,6 +91,7 @@ class DurableAgent:
         max_steps: int | None = None,
         retries: int | None = None,
         deps: Json = None,
+        require_tool_approval: bool | str | None = None,
     ) -> RunHandle:
         """Start a run and return at once. The run goes on whatever happens to the caller.
 
@@ -99,6 +108,8 @@ class DurableAgent:
             max_steps: Model requests, at most; default: the agent's.
             retries: How often in a row it is tried again when the model's provider fails; default: 0.
             deps: JSON for the agent's `deps_factory` or `deps_type`.
+            require_tool_approval: Whether every tool call has to be approved, or the name of the agent's policy that
+                tells which; beside those that have to be anyway.
 
         Raises:
             InvalidRequest: The request is not of the right shape.
@@ -116,11 +127,13 @@ class DurableAgent:
                 max_steps=max_steps,
                 retries=retries,
                 deps=deps,
+                require_tool_approval=require_tool_approval,
             )
             request.to_json()
         except (ValidationError, ValueError) as error:
             raise InvalidRequest("The request has no JSON form, or a value is out of range.") from error
         read_conversation(request)
+        check_policy(request, self.definition.approval_policies)
         backend = await self._backend()
         definition = self.definition
         new = NewRun(
@@ -212,6 +225,8 @@ def create_durable_agent(
     queue: str | None = None,
     retention: int | None = None,
     on_tool_error: OnToolError = "fail",
+    require_tool_approval: ApprovalPolicy = False,
+    approval_policies: Mapping[str, ApprovalFunction] | None = None,
 ) -> DurableAgent:
     """Wrap an agent. Its runs are executed by the process that takes the request, as tasks of their own; a worker that
     has the agent may execute them too.
@@ -227,6 +242,9 @@ def create_durable_agent(
         retention: Seconds to keep an ended run. Default: `DURABLE_RETENTION_SECONDS`, 7 days.
         on_tool_error: `fail`: a tool that raises ends the run, as it ends the bare agent's. `continue`: the model is
             told.
+        require_tool_approval: Whether tool calls have to be approved, beside those whose tools say so themselves: all
+            of them (True), or those for which a function of the call's context, tool and arguments is true.
+        approval_policies: Such functions by name, for a run to ask for: `require_tool_approval="name"`.
 
     Raises:
         ConfigurationError: The agent has no name, or an option does not fit.
@@ -239,6 +257,8 @@ def create_durable_agent(
         deps_factory=deps_factory,
         retention=retention,
         on_tool_error=on_tool_error,
+        require_tool_approval=require_tool_approval,
+        approval_policies=approval_policies or {},
     )
     return DurableAgent(definition, cache)
 
@@ -252,6 +272,8 @@ def create_evented_agent(
     queue: str | None = None,
     retention: int | None = None,
     on_tool_error: OnToolError = "fail",
+    require_tool_approval: ApprovalPolicy = False,
+    approval_policies: Mapping[str, ApprovalFunction] | None = None,
 ) -> EventedAgent:
     """Wrap an agent. Its runs are executed by Celery workers that have the agent: fire and forget.
 
@@ -269,6 +291,8 @@ def create_evented_agent(
         deps_factory=deps_factory,
         retention=retention,
         on_tool_error=on_tool_error,
+        require_tool_approval=require_tool_approval,
+        approval_policies=approval_policies or {},
     )
     return EventedAgent(definition, cache)
 

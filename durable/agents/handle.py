@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +13,9 @@ from pydantic_ai.messages import ModelMessage
 from durable.backend import Backend
 from durable.checkpoint import decode_messages
 from durable.chunks import Chunk, Usage
+from durable.chunks.base import Json
 from durable.conversation import read_conversation
-from durable.diagnosis import views
+from durable.decisions import Answer
 from durable.errors import RunCancelled, RunFailed, StoreUnavailable
 from durable.outputs import restore_output
 from durable.runs import RunRecord
@@ -66,7 +67,7 @@ class RunHandle:
             StoreUnavailable: Redis does not answer.
         """
         record = await self._backend.runs.get(self.run_id)
-        [view] = await views(self._backend.announcements, [record])
+        [view] = await self._backend.views([record])
         return view
 
     def observe(self, offset: int = 0) -> AsyncGenerator[Chunk]:
@@ -113,6 +114,35 @@ class RunHandle:
             StoreUnavailable: Redis does not answer.
         """
         return await self._backend.runs.cancel(self.run_id, reason=reason)
+
+    async def approve(
+        self, tool_call_id: str, *, args: Mapping[str, Json] | None = None, actor: str | None = None
+    ) -> None:
+        """Let a call that waits for approval be made. The same answer again changes nothing.
+
+        Args:
+            tool_call_id: The call, as in the run's `pending`.
+            args: Arguments to use in place of the model's.
+            actor: Who answers, for the log.
+
+        Raises:
+            InvalidRequest: The call does not wait for an approval, or the arguments do not fit the tool's schema.
+            UnknownRun, RunExpired, UnknownCall: There is no such run or call.
+            AlreadyDecided: It was answered in another way.
+            RunEnded: The run ended before it was answered.
+            StoreUnavailable: Redis does not answer.
+        """
+        edited = None if args is None else dict(args)
+        await self._backend.decide(self.run_id, tool_call_id, Answer(kind="approve", args=edited, actor=actor))
+
+    async def decline(self, tool_call_id: str, *, reason: str | None = None, actor: str | None = None) -> None:
+        """Refuse a call that waits. The model is told the reason, and goes on. Raises what `approve` raises."""
+        await self._backend.decide(self.run_id, tool_call_id, Answer(kind="decline", reason=reason, actor=actor))
+
+    async def resume(self, tool_call_id: str, data: Json = None, *, actor: str | None = None) -> None:
+        """Give a suspended call its data, or the result of a call that is executed elsewhere. Raises what `approve`
+        raises."""
+        await self._backend.decide(self.run_id, tool_call_id, Answer(kind="resume", data=data, actor=actor))
 
     def _first_new(self, messages: Sequence[ModelMessage], *, resumed: bool) -> int:
         """Where the run's own messages begin: Pydantic AI marks them with the run's id. How many came before does not

@@ -23,11 +23,15 @@ from durable.chunks.output import (
 )
 from durable.chunks.tools import (
     ToolCall,
+    ToolCallApproval,
+    ToolCallDecided,
     ToolCallDelta,
     ToolCallInputStreamingEnd,
     ToolCallInputStreamingStart,
+    ToolCallSuspended,
     ToolError,
     ToolOutput,
+    ToolOutputDenied,
     ToolResult,
 )
 
@@ -42,6 +46,7 @@ _KNOWN = (
     | ReasoningStart | ReasoningDelta | ReasoningEnd | ReasoningSignature | RedactedReasoning
     | ToolCallInputStreamingStart | ToolCallDelta | ToolCallInputStreamingEnd
     | ToolCall | ToolResult | ToolError | ToolOutput
+    | ToolCallApproval | ToolCallSuspended | ToolCallDecided | ToolOutputDenied
     | Source | File
 )  # fmt: skip
 

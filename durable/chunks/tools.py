@@ -64,11 +64,21 @@ class ToolCall(Chunk):
     payload: ToolCallPayload
 
 
+class Approval(Wire):
+    """What somebody outside said of a call. `id` is the call's; `actor` is who."""
+
+    id: str
+    approved: bool
+    reason: str | None = None
+    actor: str | None = None
+
+
 class ToolResultPayload(ToolCallPayload):
-    """What the tool returned, as JSON."""
+    """What the tool returned, as JSON. `approval` is there when the call was approved."""
 
     result: Json
     is_error: bool | None = None
+    approval: Approval | None = None
 
 
 class ToolResult(Chunk):
@@ -104,3 +114,59 @@ class ToolOutput(Chunk):
 
     type: Literal["tool-output"] = "tool-output"
     payload: ToolOutputPayload
+
+
+class ToolCallApprovalPayload(ToolCallPayload):
+    """`resumeSchema` is the JSON schema of the answer, as text; `suspendPayload` is what the tool says of it."""
+
+    resume_schema: str
+    suspend_payload: Json = None
+
+
+class ToolCallApproval(Chunk):
+    """A call waits to be approved."""
+
+    type: Literal["tool-call-approval"] = "tool-call-approval"
+    payload: ToolCallApprovalPayload
+
+
+class ToolCallSuspendedPayload(ToolCallPayload):
+    """`suspendPayload` is what the tool says of it; `resumeSchema` is the JSON schema of the answer, as text."""
+
+    suspend_payload: Json = None
+    resume_schema: str
+
+
+class ToolCallSuspended(Chunk):
+    """A call waits for data from outside."""
+
+    type: Literal["tool-call-suspended"] = "tool-call-suspended"
+    payload: ToolCallSuspendedPayload
+
+
+class ToolCallDecidedPayload(ToolPayload):
+    """What was decided: `approve`, `resume`, or `fail` when nobody answered in time. `args` are the edited ones."""
+
+    decision: str
+    args: Json = None
+    actor: str | None = None
+
+
+class ToolCallDecided(Chunk):
+    """A call that waited was answered, and goes on."""
+
+    type: Literal["tool-call-decided"] = "tool-call-decided"
+    payload: ToolCallDecidedPayload
+
+
+class ToolOutputDeniedPayload(ToolCallPayload):
+    """`approval` tells why, and by whom."""
+
+    approval: Approval
+
+
+class ToolOutputDenied(Chunk):
+    """A call that waited was declined: it has ended, and the model is told."""
+
+    type: Literal["tool-output-denied"] = "tool-output-denied"
+    payload: ToolOutputDeniedPayload

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
 
 import orjson
@@ -28,16 +28,19 @@ from durable.chunks import (
     StartPayload,
 )
 from durable.definition import AgentDefinition, RunInfo
-from durable.errors import LeaseLost
+from durable.errors import LeaseLost, StoreUnavailable
 from durable.execution.dependencies import dependencies
 from durable.execution.failures import describe, places
 from durable.execution.retrying import Postponement, postponement
 from durable.execution.start import StartPoint
 from durable.execution.turn import Turn, TurnEnd
+from durable.execution.waits import ReadAnswers
 from durable.outputs import output_fields
 from durable.probes import Probe, silent
 from durable.runs import RunRecord, RunRequest, cancelled_chunks
+from durable.scripts import Arg
 from durable.settings import Settings
+from durable.suspension import RunSuspended
 from durable.translate import to_json_value
 from durable.translate.steps import usage_of
 from durable.writer import Ending, RunWriter
@@ -49,6 +52,8 @@ EXHAUSTED = ErrorInfo(
     message="Each attempt at this run was lost with its worker, without any progress. It is not tried again.",
 )
 
+WAITING: Final = "decision"
+"""The reason of a run that is suspended until somebody answers a tool call."""
 UNREADABLE = ErrorInfo(code="run_unreadable", message="What is stored of this run can't be read by this version.")
 
 
@@ -68,6 +73,7 @@ class Outcome(StrEnum):
     CANCELLED = "cancelled"
     HANDED_BACK = "handed-back"
     POSTPONED = "postponed"
+    SUSPENDED = "suspended"
     LOST = "lost"
 
 
@@ -86,6 +92,8 @@ class Attempt:
         writer: Writes to its log, under the attempt's lease.
         settings: Limits.
         asked: Tells what was said when the run was cancelled.
+        read_answers: Reads what was answered to tool calls that wait.
+        suspend: Lets the run wait, unless there are more answers than those that were seen.
         hopeless: Why the run can only fail.
         probe: Passed at each point.
 
@@ -103,11 +111,14 @@ class Attempt:
         settings: Settings,
         *,
         asked: Callable[[], Awaitable[AbortPayload]],
+        read_answers: ReadAnswers,
+        suspend: Callable[[int, Mapping[str, Arg]], Awaitable[str]],
         hopeless: ErrorInfo | None = None,
         probe: Probe = silent,
     ) -> None:
         self.run_id = record.run_id
         self._asked = asked
+        self._suspend_run = suspend
         self._hopeless = hopeless
         self.postponed: Postponement | None = None
         self._retries = request.retries or 0
@@ -116,7 +127,7 @@ class Attempt:
         self._deps = request.deps
         self._writer = writer
         self._settings = settings
-        self._turn = Turn(definition, request, start, writer, settings, self._boundary, probe)
+        self._turn = Turn(definition, request, start, writer, settings, self._boundary, read_answers, probe)
         self._task: asyncio.Task[Outcome] | None = None
         self._begun = False
         self._stopped_by: Stop | None = None
@@ -148,26 +159,39 @@ class Attempt:
             return await self._stop()
         try:
             return await self._execute()
-        except asyncio.CancelledError as error:
-            if self._stray():
-                return await self._settle(self._failed(describe(error)))
-            return await self._stop()
-        except LeaseLost:
-            return Outcome.LOST
-        except HandOver:
-            return await self._hand_over()
-        except RunCancelled:
-            return await self._settle(await self._cancelled())
         except GeneratorExit:
             raise  # the event loop is gone
-        except BaseException as raised:  # noqa: BLE001 - whatever it was, the run must end
-            reason = self._turn.reason(raised)
-            log.warning("run %s failed: %s at %s", self.run_id, type(reason).__name__, places(reason))
-            used = 0 if self._turn.advanced else self._record.retries_used
-            self.postponed = postponement(reason, retries=self._retries, used=used)
-            if self.postponed is not None:
-                return await self._hand_over(Outcome.POSTPONED)
-            return await self._settle(self._failed(describe(reason)))
+        except BaseException as raised:  # noqa: BLE001 - whatever it was, the run must end, or go on elsewhere
+            try:
+                return await self._after(raised)
+            except LeaseLost:
+                return Outcome.LOST
+
+    async def _after(self, raised: BaseException) -> Outcome:
+        """What the attempt ends with, after something was raised."""
+        match raised:
+            case asyncio.CancelledError():
+                return await (self._settle(self._failed(describe(raised))) if self._stray() else self._stop())
+            case LeaseLost():
+                return Outcome.LOST
+            case HandOver():
+                return await self._hand_over()
+            case RunSuspended():
+                return await self._suspend()
+            case RunCancelled():
+                return await self._settle(await self._cancelled())
+            case _:
+                return await self._fail(raised)
+
+    async def _fail(self, raised: BaseException) -> Outcome:
+        """End the run as failed, or put it off if its model's provider may answer later."""
+        reason = self._turn.reason(raised)
+        log.warning("run %s failed: %s at %s", self.run_id, type(reason).__name__, places(reason))
+        used = 0 if self._turn.advanced else self._record.retries_used
+        self.postponed = postponement(reason, retries=self._retries, used=used)
+        if self.postponed is not None:
+            return await self._hand_over(Outcome.POSTPONED)
+        return await self._settle(self._failed(describe(reason)))
 
     async def _execute(self) -> Outcome:
         if self._record.cancel_requested:
@@ -196,6 +220,32 @@ class Attempt:
         except LeaseLost:
             return Outcome.LOST
         return outcome
+
+    @property
+    def seen(self) -> int:
+        """How many answers to its calls this attempt knows of."""
+        return self._turn.waits.seen
+
+    async def look(self) -> None:
+        """Somebody answered a call of the run that waits."""
+        try:
+            await self._turn.waits.look()
+        except StoreUnavailable:
+            return  # it is seen at the latest when the run is to be suspended
+
+    async def _suspend(self) -> Outcome:
+        """Give the run up until somebody answers; go on at once if somebody just has."""
+        await self._writer.flush()
+        usage = usage_of(self._turn.usage).model_dump_json(by_alias=True, exclude_none=True)
+        match await self._suspend_run(self._turn.waits.seen, {"reason": WAITING, "usage": usage}):
+            case "suspended":
+                return Outcome.SUSPENDED
+            case "cancel":
+                return await self._settle(await self._cancelled())
+            case "decided":
+                return Outcome.HANDED_BACK
+            case _:
+                return Outcome.LOST
 
     async def _stop(self) -> Outcome:
         match self._stopped_by:

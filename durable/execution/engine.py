@@ -19,6 +19,7 @@ from pydantic_ai import Agent
 from durable.appender import Appender
 from durable.chunks import AbortPayload, ErrorInfo
 from durable.conversation import Conversation, read_conversation
+from durable.decisions import Decisions
 from durable.definition import AgentDefinition
 from durable.errors import DurableError, StoreUnavailable
 from durable.execution.attempt import EXHAUSTED, UNREADABLE, Attempt, Outcome, Stop
@@ -27,7 +28,7 @@ from durable.execution.isolation import PATIENCE, Isolation
 from durable.execution.retrying import Postponement
 from durable.execution.start import StartPoint
 from durable.execution.threads import ToolThreads
-from durable.leases import ALONE, Lease, LeaseKeeper, Refusal, claim, release
+from durable.leases import ALONE, Lease, LeaseKeeper, Refusal, claim, release, suspend
 from durable.probes import Point, Probe, silent
 from durable.runs import WAKE_GRACE, RunRecord, RunRequest, Runs
 from durable.settings import Settings
@@ -73,6 +74,7 @@ class Engine:
         self._definitions = definitions
         self._redispatch = redispatch
         self._runs = Runs(store, settings)
+        self._decisions = Decisions(store, self._runs)
         self._appender = Appender(store, settings, probe)
         self._keeper = LeaseKeeper(store, settings, on_stall)
         self._isolation = Isolation(PATIENCE * settings.lease_seconds)
@@ -88,7 +90,7 @@ class Engine:
         """Begin, in the running event loop."""
         self._appender.start()
         self._keeper.start()
-        self._ear = asyncio.get_running_loop().create_task(self._hear_cancels(), name="cancels")
+        self._ear = asyncio.get_running_loop().create_task(self._hear_nudges(), name="nudges")
 
     async def stop(self) -> None:
         """Hand back what is under way, and end."""
@@ -235,6 +237,8 @@ class Engine:
             writer,
             self._settings,
             asked=partial(self._asked, lease.run_id),
+            read_answers=partial(self._decisions.answers, lease.run_id),
+            suspend=partial(suspend, self._store, lease),
             hopeless=hopeless,
             probe=self._probe,
         )
@@ -301,33 +305,45 @@ class Engine:
         except DurableError as error:
             log.warning("run %s could not be put off: %s", lease.run_id, error.code)
 
-    async def _hear_cancels(self) -> None:
+    async def _hear_nudges(self) -> None:
         while True:
             pubsub = self._store.pubsub()
             try:
-                await pubsub.subscribe(self._store.keys.cancels)
-                await self._look_for_cancels()
+                await pubsub.subscribe(self._store.keys.nudges)
+                await self._look_for_nudges()
                 while True:
                     message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=LISTEN_SECONDS)
                     if message is not None:
-                        self.cancel(text(message["data"]))
+                        what, _, run_id = text(message["data"]).partition(" ")
+                        await self._nudge(run_id, cancelled=what == "cancel")
                     else:
-                        await self._look_for_cancels()  # one may have been lost
+                        await self._look_for_nudges()  # one may have been lost
             except (StoreUnavailable, *UNAVAILABLE) as error:
-                log.warning("cancels are not heard: %s", type(error).__name__)
+                log.warning("cancels and decisions are not heard: %s", type(error).__name__)
                 await asyncio.sleep(0.2)
             finally:
                 await close_pubsub(pubsub)
 
-    async def _look_for_cancels(self) -> None:
-        """Cancels that were announced while nobody listened."""
+    async def _nudge(self, run_id: str, *, cancelled: bool) -> None:
+        if cancelled:
+            self.cancel(run_id)
+            return
+        attempt = self._attempts.get(run_id)
+        if attempt is not None:
+            await attempt.look()
+
+    async def _look_for_nudges(self) -> None:
+        """Cancels and decisions that were announced while nobody listened."""
         run_ids = list(self._attempts)
         if not run_ids:
             return
         async with self._store.guard(), self._store.redis.pipeline(transaction=False) as pipe:
             for run_id in run_ids:
-                pipe.hexists(self._store.keys.run(run_id), "cancelRequested")
-            asked = await pipe.execute()
-        for run_id, is_asked in zip(run_ids, asked, strict=True):
-            if is_asked:
+                pipe.hmget(self._store.keys.run(run_id), ["cancelRequested", "decisions"])
+            found = await pipe.execute()
+        for run_id, (cancelled, decisions) in zip(run_ids, found, strict=True):
+            attempt = self._attempts.get(run_id)
+            if cancelled is not None:
                 self.cancel(run_id)
+            elif attempt is not None and int(decisions or 0) > attempt.seen:
+                await attempt.look()

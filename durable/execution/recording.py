@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterable, Awaitable, Callable
-from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, NoReturn, Protocol
 
+from pydantic import ValidationError
 from pydantic_ai import RunContext
-from pydantic_ai.capabilities import AbstractCapability, CapabilityOrdering
 from pydantic_ai.exceptions import (
     ApprovalRequired,
     CallDeferred,
@@ -22,21 +22,25 @@ from pydantic_ai.exceptions import (
     ToolFailed,
     UsageLimitExceeded,
 )
-from pydantic_ai.messages import ModelResponse, ToolCallPart
-from pydantic_ai.toolsets import AbstractToolset, ToolsetTool, WrapperToolset
+from pydantic_ai.tools import ToolDefinition
+from pydantic_ai.toolsets import ToolsetTool, WrapperToolset
 
 from durable import ledger
+from durable.chunks import Approval
 from durable.chunks.base import Json
+from durable.decisions import Answer
 from durable.definition import OnToolError
-from durable.errors import DurableError, ToolResultInvalid
+from durable.errors import DecisionExpired, DurableError, ToolResultInvalid
 from durable.execution.aside import Asides
 from durable.execution.failures import ToolFailure, places
+from durable.execution.waits import DECLINED, Waits, options_of, others_decide, tag
+from durable.suspension import APPROVAL_SCHEMA, Suspension, read_deferral
 from durable.tools import CALL, ToolContext
 
 log = logging.getLogger(__name__)
 
 # What Pydantic AI's own loop understands. Anything else that a tool raises ends the run.
-CONTROL_FLOW: Final = (ApprovalRequired, CallDeferred, RunCancelled, UsageLimitExceeded)
+CONTROL_FLOW: Final = (RunCancelled, UsageLimitExceeded)
 UNKNOWN: Final = (
     "It is not known whether this tool call took effect: the process that made it was lost. It was not repeated."
 )
@@ -45,23 +49,67 @@ UNKNOWN: Final = (
 class Record(Protocol):
     """Where the calls of an attempt are recorded."""
 
-    def known(self, tool_call_id: str) -> bytes | None:
+    def known(self, tool_call_id: str, round_: int) -> bytes | None:
         """The ledger entry of a call of this step."""
 
-    async def started(self, tool_call_id: str) -> None:
+    def newest(self, tool_call_id: str) -> bytes | None:
+        """The ledger entry of its last round."""
+
+    async def started(self, tool_call_id: str, round_: int) -> None:
         """Enter a call as started; returns when that is stored, raises when the run is lost."""
 
-    def ended(self, tool_call_id: str, name: str, outcome: ledger.Outcome, entry: bytes) -> None:
+    def ended(
+        self,
+        tool_call_id: str,
+        round_: int,
+        name: str,
+        outcome: ledger.Outcome,
+        entry: bytes,
+        approval: Approval | None,
+    ) -> None:
         """Record an outcome, with its chunk."""
 
-    def failed(self, tool_call_id: str, failure: ToolFailure, entry: bytes) -> None:
+    def failed(self, tool_call_id: str, round_: int, failure: ToolFailure, entry: bytes) -> None:
         """Record that a tool raised, or that nobody knows."""
 
-    def ends(self, tool_call_id: str, failure: ToolFailure, aside: Json) -> None:
+    def ends(self, tool_call_id: str, round_: int, failure: ToolFailure, aside: Json) -> None:
         """The failure of a call, and what it did beside. It ends the run, unless a hook makes something of it."""
 
     def healed(self, tool_call_id: str, value: Any) -> None:
         """A call has a value in the end: record it if it had failed."""
+
+    def denied(self, tool_call_id: str) -> None:
+        """The log has the end of a call that was declined."""
+
+
+ApprovalCheck = Callable[[RunContext[Any], ToolDefinition, dict[str, Any]], Awaitable[bool]]
+
+
+@dataclass
+class _Call:
+    """One call on its way.
+
+    Attributes:
+        id: The model's id for it.
+        name: The tool.
+        args: What the tool is called with.
+        ctx: Its context.
+        tool: The tool, as the toolset gives it.
+        round: How many answers from outside it has had.
+        answer: The last of them.
+        resumed: Whether that brought data.
+        data: The data.
+    """
+
+    id: str
+    name: str
+    args: dict[str, Any]
+    ctx: RunContext[Any]
+    tool: ToolsetTool[Any]
+    round: int = 0
+    answer: Answer | None = None
+    resumed: bool = False
+    data: Any = None
 
 
 @dataclass
@@ -69,50 +117,148 @@ class RecordingToolset(WrapperToolset[Any]):
     """Wraps the assembled toolset of one attempt."""
 
     record: Record
+    waits: Waits
     asides: Asides
     context: Callable[[str, str], ToolContext]
     on_tool_error: OnToolError
     max_result_bytes: int
     entered: Callable[[RunContext[Any]], None]
+    needs_approval: ApprovalCheck
+    kinds: dict[str, str] = field(default_factory=dict)
 
     async def get_tools(self, ctx: RunContext[Any]) -> dict[str, ToolsetTool[Any]]:
-        """The tools of a step, as the wrapped toolset gives them."""
+        """The tools of a step. Those that need an approval, or are executed elsewhere, are called here like all others,
+        so that each is known to wait as soon as it does."""
         self.entered(ctx)
-        return await self.wrapped.get_tools(ctx)
+        tools = await self.wrapped.get_tools(ctx)
+        for name, tool in tools.items():
+            self.kinds[name] = tool.tool_def.kind
+        return {name: _callable(tool) for name, tool in tools.items()}
 
     async def call_tool(
         self, name: str, tool_args: dict[str, Any], ctx: RunContext[Any], tool: ToolsetTool[Any]
     ) -> Any:
         """Call the tool, or replay what it did."""
-        call_id = ctx.tool_call_id or name
-        entry = self.record.known(call_id)
-        if entry is not None:
-            outcome = ledger.decode(entry)
-            if outcome is not None:
-                self.asides.replay(ctx, outcome.aside)
-                if outcome.raised is not None:
-                    raise self._failed_before(call_id, name, outcome.raised, outcome.aside)
-                return outcome.replay()
-            if _option(tool, "on_crash", "retry") != "retry":
-                return self._give_up(call_id, name)
-        await self.record.started(call_id)
-        aside, did = self.asides.begin(ctx), None
-        token = CALL.set(self.context(call_id, name))
+        with self.waits.busy():
+            return await self._call(_Call(ctx.tool_call_id or name, name, tool_args, ctx, tool))
+
+    async def _call(self, call: _Call) -> Any:
+        approved_before = call.ctx.tool_call_approved
+        while True:
+            outcome = await self._outcome(call)
+            waits = outcome.suspended
+            if waits is None:
+                return self._return(call, outcome)
+            answer = await self.waits.answer(call.id, call.round) if waits.announced else None
+            if answer is None and not approved_before:
+                raise self.waits.deferring(waits)
+            approved_before = False  # by a handler of the agent's own, and for this round only
+            call.round += 1
+            decided = None if answer is None else self._apply(call, waits, answer)
+            if decided is not None:
+                return decided.replay()
+
+    async def _outcome(self, call: _Call) -> ledger.Outcome:
+        """What the call did in this round: by the ledger, or by doing it."""
+        entry = self.record.known(call.id, call.round)
+        outcome = None if entry is None else ledger.decode(entry)
+        if outcome is not None:
+            self.asides.replay(call.ctx, outcome.aside)
+            if outcome.suspended is not None and not outcome.suspended.announced and not self._eager(call):
+                self.waits.leave(call.id, call.round, outcome)
+            return outcome
+        suspension = await self._waits_for(call, interrupted=entry is not None)
+        if suspension is None:
+            return await self._execute(call)
+        return await self._suspend(call, suspension)
+
+    async def _waits_for(self, call: _Call, *, interrupted: bool) -> Suspension | None:
+        """What the call has to wait for before its body may run."""
+        options = options_of(call.tool.tool_def)
+        if interrupted:
+            match options.get("on_crash", "retry"):
+                case "ask":
+                    payload = {"reason": "outcome_unknown", "message": UNKNOWN}
+                    return Suspension(kind="approval", payload=payload, schema_=APPROVAL_SCHEMA)
+                case "retry":
+                    return None
+                case _:
+                    self._give_up(call.id, call.round, call.name)
+        if call.round:
+            return None
+        if self.kinds.get(call.name) == "external":
+            return read_deferral(CallDeferred(), options)
+        if call.ctx.tool_call_approved:
+            return None
+        if self.kinds.get(call.name) == "unapproved" or await self.needs_approval(
+            call.ctx, call.tool.tool_def, call.args
+        ):
+            return read_deferral(ApprovalRequired(), options)
+        return None
+
+    async def _execute(self, call: _Call) -> ledger.Outcome:
+        await self.record.started(call.id, call.round)
+        aside, did = self.asides.begin(call.ctx), None
+        context = replace(self.context(call.id, call.name), resumed=call.resumed, resume=call.data)
+        token = CALL.set(context)
         try:
             try:
-                outcome = await _outcome(self.wrapped.call_tool(name, tool_args, aside.ctx, tool))
+                outcome = await _told(self.wrapped.call_tool(call.name, call.args, aside.ctx, call.tool))
             finally:
                 did = aside.settle()
             outcome = replace(outcome, aside=did)
-            recorded = self._encode(name, outcome)
+            recorded = self._encode(call.name, outcome)
+        except (ApprovalRequired, CallDeferred) as deferral:
+            return await self._suspend(call, read_deferral(deferral, options_of(call.tool.tool_def)), did)
         except BaseException as error:
             if _passes(error):
                 raise
-            return self._failed(call_id, tool, error, did)
+            self._failed(call, error, did)
         finally:
             CALL.reset(token)
-        self.record.ended(call_id, name, outcome, recorded)
-        return outcome.replay() if outcome.retry or outcome.failed else outcome.value
+        self.record.ended(call.id, call.round, call.name, outcome, recorded, tag(call.id, call.answer))
+        return outcome
+
+    async def _suspend(self, call: _Call, suspension: Suspension, aside: Json = None) -> ledger.Outcome:
+        outcome = ledger.Outcome(suspended=suspension, aside=aside)
+        if self._eager(call):
+            await self.waits.announce(call.id, call.name, call.round, outcome, call.tool.tool_def)
+            return outcome
+        return self.waits.leave(call.id, call.round, outcome)
+
+    def _eager(self, call: _Call) -> bool:
+        """Whether to announce the call at once: the agent has no handlers that come first, or they were asked."""
+        return self.waits.asked or not others_decide(getattr(call.ctx, "root_capability", None))
+
+    def _return(self, call: _Call, outcome: ledger.Outcome) -> Any:
+        if outcome.raised is not None:
+            raise self._failed_before(call, outcome.raised, outcome.aside)
+        return outcome.replay()
+
+    def _apply(self, call: _Call, waits: Suspension, answer: Answer) -> ledger.Outcome | None:
+        """Go on with an answer; returns what the call comes to, if it is not to be made."""
+        call.answer, call.resumed, call.data = answer, False, None
+        if answer.kind == "fail":
+            raise DecisionExpired
+        if answer.kind == "decline":
+            self.record.denied(call.id)
+            return ledger.Outcome(denied=answer.reason or DECLINED)
+        if waits.kind == "external":
+            return self._deliver(call, answer.data)
+        if waits.kind == "resume":
+            call.resumed, call.data = True, answer.data
+        else:
+            call.ctx = replace(call.ctx, tool_call_approved=True)
+            if answer.args is not None:
+                call.args = _edited(call, answer.args)
+        return None
+
+    def _deliver(self, call: _Call, data: Any) -> ledger.Outcome:
+        """The result of a call that was executed elsewhere."""
+        outcome = ledger.Outcome(value=data)
+        if self.record.known(call.id, call.round) is None:
+            self.record.ended(call.id, call.round, call.name, outcome, self._encode(call.name, outcome), None)
+        return outcome
 
     def _encode(self, name: str, outcome: ledger.Outcome) -> bytes:
         try:
@@ -123,44 +269,45 @@ class RecordingToolset(WrapperToolset[Any]):
             raise ToolResultInvalid(f"The tool {name!r} returned more than {self.max_result_bytes} bytes.")
         return entry
 
-    def _failed(self, call_id: str, tool: ToolsetTool[Any], error: BaseException, aside: Json) -> Any:
+    def _failed(self, call: _Call, error: BaseException, aside: Json) -> NoReturn:
         """The tool raised, or returned what can't be recorded: the run ends, or the model is told."""
-        name, kind = tool.tool_def.name, type(error).__name__
+        name, kind = call.tool.tool_def.name, type(error).__name__
         if isinstance(error, ToolResultInvalid):
             failure = ToolFailure(name, error.code, error.message, kind)
         else:
             failure = ToolFailure(name, "tool_failed", f"The tool {name!r} raised {kind}.", kind)
         failure.__cause__ = error
         log.warning("tool %s raised %s at %s", name, kind, places(error))
-        if _option(tool, "on_tool_error", self.on_tool_error) == "continue":
-            self.record.failed(call_id, failure, ledger.encode(ledger.Outcome(failed=failure.message, aside=aside)))
+        if options_of(call.tool.tool_def).get("on_tool_error", self.on_tool_error) == "continue":
+            told = ledger.encode(ledger.Outcome(failed=failure.message, aside=aside))
+            self.record.failed(call.id, call.round, failure, told)
             raise ToolFailed(failure.message) from error
         passed_on = isinstance(error, Exception) and not isinstance(error, ToolResultInvalid)
         raised = ledger.Raised(failure.code, failure.message, kind, error if passed_on else None)
         entry = ledger.encode(ledger.Outcome(raised=raised, aside=aside))
         if len(entry) > self.max_result_bytes:
             entry = ledger.encode(ledger.Outcome(raised=replace(raised, error=None), aside=aside))
-        self.record.failed(call_id, failure, entry)
-        self.record.ends(call_id, failure, aside)
+        self.record.failed(call.id, call.round, failure, entry)
+        self.record.ends(call.id, call.round, failure, aside)
         if passed_on:
             raise error  # as it is: a user's hooks may know it
         raise failure from error
 
-    def _failed_before(self, call_id: str, name: str, raised: ledger.Raised, aside: Json) -> BaseException:
+    def _failed_before(self, call: _Call, raised: ledger.Raised, aside: Json) -> BaseException:
         """What the tool raised in an attempt that was lost."""
-        failure = ToolFailure(name, raised.code, raised.message, raised.name)
+        failure = ToolFailure(call.name, raised.code, raised.message, raised.name)
         failure.__cause__ = raised.error
-        self.record.ends(call_id, failure, aside)
+        self.record.ends(call.id, call.round, failure, aside)
         return raised.error or failure
 
-    def _give_up(self, call_id: str, name: str) -> Any:
+    def _give_up(self, call_id: str, round_: int, name: str) -> NoReturn:
         """The call was started by an attempt that was lost, and is not to be repeated."""
         failure = ToolFailure(name, "outcome_unknown", UNKNOWN)
-        self.record.failed(call_id, failure, ledger.encode(ledger.Outcome(failed=UNKNOWN)))
+        self.record.failed(call_id, round_, failure, ledger.encode(ledger.Outcome(failed=UNKNOWN)))
         raise ToolFailed(UNKNOWN)
 
 
-async def _outcome(call: Awaitable[Any]) -> ledger.Outcome:
+async def _told(call: Awaitable[Any]) -> ledger.Outcome:
     """What a tool returned, or told the model by raising."""
     try:
         return ledger.Outcome(value=await call)
@@ -180,110 +327,21 @@ def _passes(error: BaseException) -> bool:
     return isinstance(error, (*CONTROL_FLOW, GeneratorExit))
 
 
-def _option(tool: ToolsetTool[Any], name: str, default: str) -> str:
-    """What the tool's author wants: `on_crash`, for a call that was interrupted, and `on_tool_error`."""
-    metadata = tool.tool_def.metadata or {}
-    options = metadata.get("durable")
-    return str(options.get(name, default)) if isinstance(options, dict) else default
+def _callable(tool: ToolsetTool[Any]) -> ToolsetTool[Any]:
+    """The tool as one that is called, whatever it waits for."""
+    if tool.tool_def.kind not in {"unapproved", "external"}:
+        return tool
+    return replace(tool, tool_def=replace(tool.tool_def, kind="function"))
 
 
-class Durability(AbstractCapability[Any]):
-    """The capability that an attempt adds to the agent.
+def _edited(call: _Call, args: dict[str, Any]) -> dict[str, Any]:
+    """Edited arguments as the tool takes them. They fitted the tool's schema when they were given.
 
-    Args:
-        wrap: Puts the recording toolset around all others.
+    Raises:
+        ModelRetry: The tool's own validation refuses them all the same.
     """
-
-    def __init__(self, wrap: Callable[[AbstractToolset[Any]], AbstractToolset[Any]]) -> None:
-        self._wrap = wrap
-
-    def get_wrapper_toolset(self, toolset: AbstractToolset[Any]) -> AbstractToolset[Any]:
-        """Wrap the assembled toolset."""
-        return self._wrap(toolset)
-
-
-class Healing(AbstractCapability[Any]):
-    """Records what the user's hooks make of a tool's failure: they make it once.
-
-    Args:
-        record: Where the calls are recorded.
-        asides: What they do beside.
-    """
-
-    def __init__(self, record: Record, asides: Asides) -> None:
-        self._record = record
-        self._asides = asides
-
-    def get_ordering(self) -> CapabilityOrdering:
-        """Outside of all others."""
-        return CapabilityOrdering(position="outermost")
-
-    async def wrap_tool_execute(
-        self,
-        ctx: RunContext[Any],
-        *,
-        call: ToolCallPart,
-        tool_def: Any,  # noqa: ARG002
-        args: dict[str, Any],
-        handler: Callable[[dict[str, Any]], Awaitable[Any]],
-    ) -> Any:
-        """Call the tool with all hooks, or use what they made of its failure."""
-        entry = self._record.known(call.tool_call_id)
-        outcome = ledger.decode(entry) if entry is not None else None
-        if outcome is not None and outcome.healed:
-            self._asides.replay(ctx, outcome.aside)
-            return outcome.value
-        value = await handler(args)
-        self._record.healed(call.tool_call_id, value)
-        return value
-
-
-class Resumption(AbstractCapability[Any]):
-    """Uses a response that an earlier attempt has had from the model already, instead of a request.
-
-    It is around all other capabilities: what they made of that request and its response is in the conversation, and
-    must not be made of it again.
-    """
-
-    def __init__(self, completed: ModelResponse) -> None:
-        self._completed: ModelResponse | None = completed
-
-    def get_ordering(self) -> CapabilityOrdering:
-        """Outside of all others."""
-        return CapabilityOrdering(position="outermost")
-
-    async def wrap_model_request(
-        self,
-        ctx: RunContext[Any],  # noqa: ARG002
-        *,
-        request_context: Any,
-        handler: Any,
-    ) -> ModelResponse:
-        """Use the response that is there."""
-        completed, self._completed = self._completed, None
-        return completed or await handler(request_context)
-
-
-class Telling(AbstractCapability[Any]):
-    """The capability that hears the events of a run, as whoever follows it does: after all that the user's own
-    capabilities make of them. With it each node is streamed, inside of the hooks around it.
-
-    Args:
-        tell: Takes the events of one node, and gives them on.
-    """
-
-    def __init__(self, tell: Callable[[AsyncIterable[Any]], AsyncIterable[Any]]) -> None:
-        self._tell = tell
-
-    def get_ordering(self) -> CapabilityOrdering:
-        """Outside of all others."""
-        return CapabilityOrdering(position="outermost")
-
-    def wrap_run_event_stream(
-        self,
-        ctx: RunContext[Any],  # noqa: ARG002
-        *,
-        stream: AsyncIterable[Any],
-    ) -> AsyncIterable[Any]:
-        """Hear, and give on."""
-        return self._tell(stream)
+    try:
+        found = call.tool.args_validator.validate_python(args, context=call.ctx.validation_context)
+    except ValidationError as error:
+        raise ModelRetry("The arguments that the call was approved with are not valid.") from error
+    return dict(found)

@@ -21,12 +21,14 @@ class StartPoint:
         progress: The last checkpoint; None when no model response was ever completed.
         ledger: Recorded outcomes of tool calls.
         tail: The log beyond the checkpoint.
+        decisions: How many answers calls of the run had had before the ledger was read.
     """
 
     conversation: Conversation
     progress: Progress | None = None
     ledger: dict[str, bytes] = field(default_factory=dict)
     tail: Tail = field(default_factory=Tail)
+    decisions: int = 0
 
     @classmethod
     async def load(cls, store: Store, runs: Runs, record: RunRecord, conversation: Conversation) -> StartPoint:
@@ -42,4 +44,5 @@ class StartPoint:
             checkpoint.decode(conversation.history, entries, seq),
             await runs.ledger(record.run_id) if entries else {},
             await Tail.read(store, record.run_id, seq, record.last_seq) if record.last_seq > seq else Tail(),
+            record.decisions,
         )

@@ -7,6 +7,8 @@ last chunk; a tool's body runs only when its start is stored.
 from __future__ import annotations
 
 import asyncio
+import inspect
+import logging
 from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from copy import copy
@@ -15,29 +17,35 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 from pydantic_ai import Agent, RunContext
-from pydantic_ai.exceptions import UnexpectedModelBehavior
-from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, ToolReturnPart
+from pydantic_ai.exceptions import UnexpectedModelBehavior, UserError
+from pydantic_ai.messages import DeferredToolRequestsEvent, ModelMessage, ModelRequest, ModelResponse, ToolReturnPart
 from pydantic_ai.run import AgentRun
+from pydantic_ai.tools import ToolDefinition
 from pydantic_ai.usage import RunUsage
 from pydantic_graph import End
 
 from durable import ledger
 from durable.checkpoint import Progress, Stored
-from durable.chunks import Chunk, ErrorInfo, ToolError, ToolErrorPayload, VoidRange
+from durable.chunks import Approval, Chunk, ErrorInfo, ToolError, ToolErrorPayload, ToolResult, VoidRange
 from durable.chunks.base import Json
-from durable.definition import AgentDefinition
+from durable.definition import AgentDefinition, ApprovalFunction, ApprovalPolicy
 from durable.errors import ToolResultInvalid
 from durable.execution.aside import Asides
-from durable.execution.failures import ToolFailure
-from durable.execution.recording import Durability, Healing, RecordingToolset, Resumption, Telling
+from durable.execution.capabilities import Durability, Healing, Resumption, Telling
+from durable.execution.failures import ToolFailure, places
+from durable.execution.recording import RecordingToolset
 from durable.execution.start import StartPoint
 from durable.execution.tail import Tail
+from durable.execution.waits import Deferral, ReadAnswers, Waits
 from durable.probes import Point, Probe, silent
 from durable.runs import RunRequest
 from durable.settings import Settings
+from durable.suspension import RunSuspended
 from durable.tools import ToolContext
 from durable.translate import Translator, outcome_chunk
 from durable.writer import Note, RunWriter
+
+log = logging.getLogger(__name__)
 
 MISSING: Any = object()
 
@@ -74,12 +82,14 @@ class Turn:
         writer: Writes to the run's log, under the attempt's lease.
         settings: Limits.
         boundary: Called between steps; may raise, to hand the run over there.
+        read_answers: Reads what was answered to calls that wait.
         probe: Passed at each point.
 
     Attributes:
         usage: Of the run so far.
         messages: The conversation so far.
         stored: What the checkpoints have.
+        waits: The calls that wait for an answer from outside.
     """
 
     def __init__(
@@ -90,6 +100,7 @@ class Turn:
         writer: RunWriter,
         settings: Settings,
         boundary: Boundary,
+        read_answers: ReadAnswers,
         probe: Probe = silent,
     ) -> None:
         self._probe = probe
@@ -101,7 +112,7 @@ class Turn:
         self._boundary = boundary
         self.translator = Translator(attempt=writer.lease.token)
         self._asides = Asides()
-        self._failures: dict[str, tuple[ToolFailure, Json]] = {}
+        self._failures: dict[str, tuple[int, ToolFailure, Json]] = {}
         self._message_id = ""
         self._first = 0
         self._tail = start.tail
@@ -110,6 +121,7 @@ class Turn:
         self._advanced = False
         self._tool_retries: dict[str, int] = {}
         self._steps = 0
+        self.waits = Waits(writer, definition.name, start.ledger, start.decisions, read_answers)
         progress = start.progress
         self.usage = copy(progress.usage) if progress else RunUsage()
         self.messages: list[ModelMessage] = list(progress.messages if progress else start.conversation.history)
@@ -205,7 +217,17 @@ class Turn:
         return following
 
     async def _call_tools(self, run: AgentRun[Any, Any], node: Any) -> Any:
-        following = await run.next(node)
+        self.waits.begin_step(self._steps, {call.tool_call_id: call for call in node.model_response.tool_calls})
+        try:
+            following = await run.next(node)
+        except UserError as error:
+            if self.waits.unresolved:
+                raise RunSuspended from error  # Pydantic AI has no other way to end a step whose calls wait
+            raise
+        if self.waits.unresolved:
+            raise RunSuspended
+        if self.waits.waited:
+            await self._writer.flush()  # others have written to the log: the next seq is known only now
         chunks = self.translator.end_step(is_continued=not isinstance(following, End))
         if not self._tail.step_finished:
             self._write(chunks)
@@ -232,6 +254,8 @@ class Turn:
             yield event
 
     async def _tell_one(self, event: Any) -> None:
+        if isinstance(event, DeferredToolRequestsEvent):
+            self.waits.deferred(event.requests)
         if self.translator.begins_anew(event):
             void, self._first = self._void_since(self._first), self._writer.next_seq
             self._write(self.translator.begin_again(self._steps, self._message_id, void, event))
@@ -266,7 +290,13 @@ class Turn:
             # Pydantic AI refuses a run id that the history has.
             run_id=f"{run_id}.{self._writer.lease.token}",
             conversation_id=run_id,
-            capabilities=[Durability(self._wrap), Healing(self, self._asides), Telling(self._tell), *resumption],
+            capabilities=[
+                Durability(self._wrap),
+                Healing(self, self._asides),
+                Telling(self._tell),
+                Deferral(self.waits.resolve),
+                *resumption,
+            ],
         )
 
     def _wrap(self, toolset: Any) -> RecordingToolset:
@@ -278,7 +308,19 @@ class Turn:
             on_tool_error=self._definition.on_tool_error,
             max_result_bytes=self._settings.max_tool_result_bytes,
             entered=self._entered,
+            waits=self.waits,
+            needs_approval=self._needs_approval,
         )
+
+    async def _needs_approval(self, ctx: RunContext[Any], tool: ToolDefinition, args: dict[str, Any]) -> bool:
+        """Whether a call has to be approved, by what the agent or the run asks for."""
+        asked = self._request.require_tool_approval
+        policies: list[ApprovalPolicy] = [self._definition.require_tool_approval]
+        policies.append(self._definition.approval_policies[asked] if isinstance(asked, str) else bool(asked))
+        for policy in policies:
+            if policy is True or (callable(policy) and await _applies(policy, ctx, tool, args)):
+                return True
+        return False
 
     def _tool_context(self, call_id: str, name: str) -> ToolContext:
         lease = self._writer.lease
@@ -332,22 +374,38 @@ class Turn:
 
     def reason(self, error: BaseException) -> BaseException:
         """Why the run fails: the failure of a tool, if this is what it raised."""
-        return next((failure for failure, _ in self._failures.values() if failure.__cause__ is error), error)
+        return next((failure for _, failure, _ in self._failures.values() if failure.__cause__ is error), error)
 
     # What the recording toolset asks for.
 
-    def known(self, tool_call_id: str) -> bytes | None:
+    def known(self, tool_call_id: str, round_: int) -> bytes | None:
         """The ledger entry of a call of this step."""
-        return self._ledger.get(ledger.key(self._steps, tool_call_id))
+        return self._ledger.get(ledger.key(self._steps, tool_call_id, round_))
 
-    async def started(self, tool_call_id: str) -> None:
+    def newest(self, tool_call_id: str) -> bytes | None:
+        """The ledger entry of its last round."""
+        found, round_ = None, 0
+        while (entry := self.known(tool_call_id, round_)) is not None:
+            found, round_ = entry, round_ + 1
+        return found
+
+    async def started(self, tool_call_id: str, round_: int) -> None:
         """Enter a call as started, and wait until that is stored."""
         self._probe(Point.TOOL_START_BEFORE)
-        self._writer.note(Note(field=ledger.key(self._steps, tool_call_id), value=ledger.STARTED, progress=False))
+        field = ledger.key(self._steps, tool_call_id, round_)
+        self._writer.note(Note(field=field, value=ledger.STARTED, progress=False))
         await self._writer.flush()
         self._probe(Point.TOOL_START_AFTER)
 
-    def ended(self, tool_call_id: str, name: str, outcome: ledger.Outcome, entry: bytes) -> None:
+    def ended(
+        self,
+        tool_call_id: str,
+        round_: int,
+        name: str,
+        outcome: ledger.Outcome,
+        entry: bytes,
+        approval: Approval | None,
+    ) -> None:
         """Record what a tool returned or told the model, with its chunk."""
         if outcome.retry is not None:
             part: Any = ToolReturnPart(
@@ -358,9 +416,16 @@ class Turn:
         else:
             value = getattr(outcome.value, "return_value", outcome.value)
             part = ToolReturnPart(tool_name=name, content=value, tool_call_id=tool_call_id)
-        self._record(tool_call_id, outcome_chunk(part), entry)
+        chunk = outcome_chunk(part)
+        if approval is not None and isinstance(chunk, ToolResult):
+            chunk.payload.approval = approval
+        self._record(tool_call_id, round_, chunk, entry)
 
-    def failed(self, tool_call_id: str, failure: ToolFailure, entry: bytes) -> None:
+    def denied(self, tool_call_id: str) -> None:
+        """The log has the end of a call that was declined."""
+        self.translator.recorded(tool_call_id)
+
+    def failed(self, tool_call_id: str, round_: int, failure: ToolFailure, entry: bytes) -> None:
         """Record that a tool raised, or that nobody knows what it did."""
         name = type(failure.__cause__).__name__ if failure.__cause__ else None
         error = ErrorInfo(code=failure.code, message=failure.message)
@@ -369,28 +434,29 @@ class Turn:
             tool_name=failure.tool_name,
             error=error.model_copy(update={"name": name}) if name else error,
         )
-        self._record(tool_call_id, ToolError(payload=payload), entry)
+        self._record(tool_call_id, round_, ToolError(payload=payload), entry)
 
-    def ends(self, tool_call_id: str, failure: ToolFailure, aside: Json) -> None:
+    def ends(self, tool_call_id: str, round_: int, failure: ToolFailure, aside: Json) -> None:
         """The failure of a call, and what it did beside. It ends the run, unless a hook makes something of it."""
-        self._failures[tool_call_id] = failure, aside
+        self._failures[tool_call_id] = round_, failure, aside
 
     def healed(self, tool_call_id: str, value: Any) -> None:
         """A call has a value in the end: record it if it had failed."""
         failed = self._failures.pop(tool_call_id, None)
         if failed is None:
             return
+        round_, _, aside = failed
         try:
-            entry = ledger.encode(ledger.Outcome(value=value, healed=True, aside=failed[1]))
+            entry = ledger.encode(ledger.Outcome(value=value, healed=True, aside=aside))
         except ToolResultInvalid:
             return  # the hook is asked again, as long as this step lasts
         if len(entry) <= self._settings.max_tool_result_bytes:
-            self._writer.note(Note(field=ledger.key(self._steps, tool_call_id), value=entry))
+            self._writer.note(Note(field=ledger.key(self._steps, tool_call_id, round_), value=entry))
 
-    def _record(self, tool_call_id: str, chunk: Chunk, entry: bytes) -> None:
+    def _record(self, tool_call_id: str, round_: int, chunk: Chunk, entry: bytes) -> None:
         self._probe(Point.TOOL_END_BEFORE)
         self.translator.recorded(tool_call_id)
-        field = ledger.key(self._steps, tool_call_id)
+        field = ledger.key(self._steps, tool_call_id, round_)
         self._writer.write(chunk, Note(field=field, value=entry))
         self._advanced = True
         self._probe(Point.TOOL_END_AFTER)
@@ -400,3 +466,13 @@ def _given_tools(run: AgentRun[Any, Any]) -> frozenset[str] | None:
     """The tools that the model was given at first. Pydantic AI tells it of any other in the conversation."""
     names = getattr(run.ctx.deps, "established_tool_names", None)
     return None if names is None else frozenset(names)
+
+
+async def _applies(policy: ApprovalFunction, ctx: RunContext[Any], tool: ToolDefinition, args: dict[str, Any]) -> bool:
+    """Whether a policy wants the call to be approved; it does if it fails to say."""
+    try:
+        found = policy(ctx, tool, args)
+        return bool(await found if inspect.isawaitable(found) else found)
+    except Exception as error:  # noqa: BLE001 - the user's own code; a guard that fails lets nobody pass
+        log.warning("an approval policy raised %s at %s", type(error).__name__, places(error))
+        return True

@@ -1,9 +1,10 @@
 -- Appends a batch to a run: its chunks numbered, with what is stored in the same step; fenced by the token, and once,
 -- however often it is sent.
 --
--- KEYS 1 run  2 log  3 checkpoints  4 ledger
+-- KEYS 1 run  2 log  3 checkpoints  4 ledger  5 calls  6 pending  7 deadlines
 -- ARGV 1 channel  2 token  3 writer  4 batch number  5 count of chunks, may be 0  6 bodies, joined by newlines
---      7 '1' when it is progress  8 checkpoint or ''  9… field, value, … of the ledger
+--      7 '1' when it is progress  8 checkpoint or ''  9 run id  10 count of ledger entries  11… field, value, … of the
+--      ledger, then call, 'step round', body, ms until it expires or '', … of calls that begin to wait
 -- Returns {'written' | 'seen', first seq, last seq} | {'fenced'} | {'gap'}
 -- `seen` comes before `fenced`: a batch that was written stays written, even if the lease is gone since.
 local run = KEYS[1]
@@ -19,6 +20,13 @@ if verdict == 'gap' then
   return {'gap'}
 end
 first, last = write(run, KEYS[2], ARGV[1], ARGV[2], ARGV[5], ARGV[6])
-keep(run, KEYS[3], KEYS[4], last, ARGV[7], ARGV[8], ARGV, 9)
+keep(run, KEYS[3], last, ARGV[7], ARGV[8])
+local waiting = 11 + 2 * tonumber(ARGV[10])
+for i = 11, waiting - 1, 2 do
+  redis.call('HSET', KEYS[4], ARGV[i], ARGV[i + 1])
+end
+for i = waiting, #ARGV, 4 do
+  announce(run, KEYS[5], KEYS[6], KEYS[7], ARGV[9], ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
+end
 remember(run, ARGV[3], ARGV[4], first, last)
 return {'written', first, last}

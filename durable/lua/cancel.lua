@@ -1,8 +1,9 @@
 -- Cancels a run. One that nobody executes ends here and now; one that is being executed is told to end.
 --
 -- KEYS 1 run  2 log  3 checkpoints  4 ledger  5 request  6 tombstone  7 leases  8 wakeups
+--      9 calls  10 pending  11 deadlines
 -- ARGV 1 channel  2 run id  3 count  4 bodies of the last chunks  5 prefix of the status indexes  6 tombstone seconds
---      7 reason, as JSON  8 channel of cancel requests
+--      7 reason, as JSON  8 channel of nudges
 -- Returns 'cancelled' | 'requested' | 'already' | 'ended' | 'unknown'
 local run, run_id = KEYS[1], ARGV[2]
 local record = redis.call('HMGET', run, 'status', 'token')
@@ -20,7 +21,7 @@ if status == 'running' then
   local expiry = redis.call('ZSCORE', KEYS[7], run_id .. ':' .. token)
   if expiry and tonumber(expiry) > now_ms() then
     redis.call('HSETNX', run, 'cancelRequested', ARGV[7])
-    redis.call('PUBLISH', ARGV[8], run_id)
+    redis.call('PUBLISH', ARGV[8], 'cancel ' .. run_id)
     return 'requested'
   end
   redis.call('ZREM', KEYS[7], run_id .. ':' .. token)
@@ -29,5 +30,6 @@ end
 redis.call('HSETNX', run, 'cancelRequested', ARGV[7])
 redis.call('ZREM', KEYS[8], run_id)
 write(run, KEYS[2], ARGV[1], '0', ARGV[3], ARGV[4])
-close(run, KEYS[2], KEYS[5], KEYS[3], KEYS[4], KEYS[6], ARGV[5], run_id, status, 'cancelled', ARGV[6])
+close({run, KEYS[2], KEYS[5], KEYS[3], KEYS[4], KEYS[9]}, KEYS[6], KEYS[10], KEYS[11], ARGV[5], run_id, status, 'cancelled',
+  ARGV[6])
 return 'cancelled'

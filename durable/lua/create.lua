@@ -38,10 +38,22 @@ if KEYS[10] then
     redis.call('RPOP', KEYS[8])
   end
   local entries = redis.call('HGETALL', KEYS[11])
+  local known = {}
   for i = 1, #entries, 2 do
-    -- A failure that ended the old run must not end the new one before it has begun.
-    if string.sub(entries[i + 1], 1, 15) ~= '{"kind":"raised' then
-      redis.call('HSET', KEYS[9], entries[i], entries[i + 1])
+    known[entries[i]] = entries[i + 1]
+  end
+  local function starts(value, with)
+    return value and string.sub(value, 1, #with) == with
+  end
+  for field, value in pairs(known) do
+    -- A failure that ended the old run must not end the new one before it has begun; nobody can answer the calls for
+    -- which the old one waited: the new one asks again.
+    local answer = string.gsub(field, '^(%d+)%+?(%d*):', function(step, round)
+      return step .. '!' .. (round == '' and '0' or round) .. ':'
+    end, 1)
+    local unanswered = starts(value, '{"kind":"suspended') and (not known[answer] or starts(known[answer], '{"kind":"fail"'))
+    if not (starts(value, '{"kind":"raised') or starts(value, '{"kind":"fail"') or unanswered) then
+      redis.call('HSET', KEYS[9], field, value)
     end
   end
 end

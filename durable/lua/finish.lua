@@ -1,12 +1,12 @@
 -- Ends a run: its last chunks and its terminal state in one step, fenced and once like `append`.
 -- A cancel that was requested before wins over completing or failing: the caller then ends the run as cancelled.
 --
--- KEYS 1 run  2 log  3 checkpoints  4 ledger  5 request  6 tombstone  7 leases
--- ARGV 1 channel  2 token  3 writer  4 batch number  5 count  6 bodies  7 (unused, as in append)  8 checkpoint or ''
---      9 run id  10 completed | failed | cancelled  11 prefix of the status indexes  12 tombstone seconds
---      13… field, value, … of the record
+-- KEYS 1 run  2 log  3 checkpoints  4 ledger  5 calls  6 pending  7 deadlines  8 request  9 tombstone  10 leases
+-- ARGV 1 channel  2 token  3 writer  4 batch number  5 count  6 bodies  7 checkpoint or ''  8 run id
+--      9 completed | failed | cancelled  10 prefix of the status indexes  11 tombstone seconds
+--      12… field, value, … of the record
 -- Returns {'written' | 'seen', first seq, last seq} | {'fenced'} | {'gap'} | {'cancel'}
-local run, token, run_id, status = KEYS[1], ARGV[2], ARGV[9], ARGV[10]
+local run, token, run_id, status = KEYS[1], ARGV[2], ARGV[8], ARGV[9]
 local verdict, first, last = judge(run, ARGV[3], ARGV[4])
 if verdict == 'seen' then
   return {'seen', first, last}
@@ -22,14 +22,15 @@ if record[3] and status ~= 'cancelled' then
   return {'cancel'}
 end
 first, last = write(run, KEYS[2], ARGV[1], token, ARGV[5], ARGV[6])
-keep(run, KEYS[3], KEYS[4], last, '1', ARGV[8], {}, 1)
+keep(run, KEYS[3], last, '1', ARGV[7])
 remember(run, ARGV[3], ARGV[4], first, last)
-for i = 13, #ARGV, 2 do
+for i = 12, #ARGV, 2 do
   redis.call('HSET', run, ARGV[i], ARGV[i + 1])
 end
-if ARGV[8] ~= '' then
+if ARGV[7] ~= '' then
   redis.call('HSET', run, 'endEntry', '1') -- the last entry tells how the run ended: a retry starts from before it
 end
-redis.call('ZREM', KEYS[7], run_id .. ':' .. token)
-close(run, KEYS[2], KEYS[5], KEYS[3], KEYS[4], KEYS[6], ARGV[11], run_id, 'running', status, ARGV[12])
+redis.call('ZREM', KEYS[10], run_id .. ':' .. token)
+close({run, KEYS[2], KEYS[8], KEYS[3], KEYS[4], KEYS[5]}, KEYS[9], KEYS[6], KEYS[7], ARGV[10], run_id, 'running', status,
+  ARGV[11])
 return {'written', first, last}

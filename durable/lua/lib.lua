@@ -46,16 +46,12 @@ local function judge(run, writer, batch)
   return 'new', 0, 0
 end
 
--- What is stored in the same step as chunks: a checkpoint (or ''), and ledger entries as field, value, … from `args[i]`.
--- `progress` says whether it counts as such: a run that gets on is not one that kills its workers.
-local function keep(run, checkpoints, ledger, last, progress, checkpoint, args, i)
+-- What is stored in the same step as chunks: a checkpoint, or ''. `progress` says whether it counts as such: a run that
+-- gets on is not one that kills its workers.
+local function keep(run, checkpoints, last, progress, checkpoint)
   if checkpoint ~= '' then
     redis.call('RPUSH', checkpoints, checkpoint)
     redis.call('HSET', run, 'checkpointSeq', int(last))
-  end
-  while i < #args do
-    redis.call('HSET', ledger, args[i], args[i + 1])
-    i = i + 2
   end
   if progress == '1' then
     redis.call('HSET', run, 'claims', '0')
@@ -75,14 +71,36 @@ local function move(run, indexes, run_id, from, to)
   redis.call('ZADD', indexes .. to, score, run_id)
 end
 
--- The end of a run: nothing but reading is possible after it, and its retention begins.
-local function close(run, log, request, checkpoints, ledger, tombstone, indexes, run_id, from, to, tombstone_seconds)
-  local now = now_ms()
+-- A call that waits for an answer from outside. `place` is its step and its round; `expires` is ms, or ''.
+local function announce(run, calls, pending, deadlines, run_id, call, place, body, expires)
+  local now, due, member = now_ms(), '', run_id .. ':' .. call
+  if expires ~= '' then
+    due = int(now + tonumber(expires))
+    redis.call('ZADD', deadlines, due, member)
+  end
+  redis.call('HSET', calls, 's:' .. call, 'pending ' .. place, 'c:' .. call, body, 't:' .. call, int(now) .. ' ' .. due)
+  redis.call('HDEL', calls, 'd:' .. call)
+  redis.call('ZADD', pending, int(now), member)
+  redis.call('HSET', run, 'asked', '1')
+end
+
+-- The end of a run: nothing but reading is possible after it, and its retention begins. Calls that still wait can't be
+-- answered any more. `own` are the run's keys, the record first and the hash of calls last.
+local function close(own, tombstone, pending, deadlines, indexes, run_id, from, to, tombstone_seconds)
+  local run, calls, now = own[1], own[#own], now_ms()
   move(run, indexes, run_id, from, to)
   redis.call('HSET', run, 'finishedAt', int(now))
   redis.call('HDEL', run, 'owner', 'nonce')
+  local states = redis.call('HGETALL', calls)
+  for i = 1, #states, 2 do
+    if string.sub(states[i], 1, 2) == 's:' and string.sub(states[i + 1], 1, 8) == 'pending ' then
+      local member = run_id .. ':' .. string.sub(states[i], 3)
+      redis.call('ZREM', pending, member)
+      redis.call('ZREM', deadlines, member)
+    end
+  end
   local retention = tonumber(redis.call('HGET', run, 'retention'))
-  for _, key in ipairs({run, log, request, checkpoints, ledger}) do
+  for _, key in ipairs(own) do
     redis.call('EXPIRE', key, int(retention))
   end
   redis.call('SET', tombstone, '1', 'EX', int(retention + tonumber(tombstone_seconds)))

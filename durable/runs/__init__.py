@@ -1,7 +1,7 @@
 """What a run is, and the runs of a deployment."""
 
 from durable.runs.collection import WAKE_GRACE, Runs, cancelled_chunks
-from durable.runs.record import RETRYING, NewRun, RunRecord, RunRequest, check_run_id, new_run_id
+from durable.runs.record import RETRYING, NewRun, RunRecord, RunRequest, check_policy, check_run_id, new_run_id
 
 __all__ = [
     "NewRun",
@@ -11,6 +11,7 @@ __all__ = [
     "Runs",
     "WAKE_GRACE",
     "cancelled_chunks",
+    "check_policy",
     "check_run_id",
     "new_run_id",
 ]

@@ -31,7 +31,7 @@ WAKE_GRACE = 2.0
 _BRIEF = (
     "agent", "status", "reason", "token", "lastSeq", "createdAt", "startedAt", "finishedAt", "usage", "error",
     "metadata", "retryOf", "parentRunId", "threadId", "kind", "queue", "retention", "cancelRequested",
-    "notBefore",
+    "notBefore", "asked",
 )  # fmt: skip
 
 
@@ -60,7 +60,7 @@ class Runs:
         fields: dict[str, Any] = {"agent": new.agent, "kind": new.kind, "queue": new.queue, "retention": new.retention}
         if new.retry_of:
             fields["retryOf"] = new.retry_of
-        with _as_json():
+        with as_json():
             digest, request = new.request.digest(new.agent, new.metadata), new.request.to_json()
             if new.metadata:
                 fields["metadata"] = orjson.dumps(dict(new.metadata))
@@ -203,7 +203,7 @@ class Runs:
         """
         keys = self._store.keys
         payload = AbortPayload(**{k: v for k, v in (("reason", reason), ("actor", actor)) if v is not None})
-        with _as_json():
+        with as_json():
             bodies = [encode_body(chunk) for chunk in cancelled_chunks(payload)]
         verdict = text(
             await self._store.run(
@@ -217,6 +217,9 @@ class Runs:
                     keys.tombstone(run_id),
                     keys.leases,
                     keys.wakeups,
+                    keys.calls(run_id),
+                    keys.pending,
+                    keys.deadlines,
                 ],
                 [
                     keys.channel(run_id),
@@ -226,7 +229,7 @@ class Runs:
                     keys.status_indexes,
                     self._settings.tombstone_seconds,
                     payload.model_dump_json(exclude_none=True),
-                    keys.cancels,
+                    keys.nudges,
                 ],
             )
         )
@@ -327,7 +330,7 @@ def cancelled_chunks(payload: AbortPayload, output: TurnOutput | None = None) ->
 
 
 @contextmanager
-def _as_json() -> Iterator[None]:
+def as_json() -> Iterator[None]:
     """Refuse what our JSON can't hold: half a surrogate pair, an integer of more than 64 bits, deepest nesting."""
     try:
         yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -34,6 +34,7 @@ class RunRequest(Wire):
         max_steps: Model requests, at most; the agent's own limit when missing.
         retries: How often in a row it is tried again when the model's provider fails.
         deps: What the agent's `deps_factory` or `deps_type` is made from.
+        require_tool_approval: Whether every tool call has to be approved, or the agent's policy that tells which.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -46,6 +47,7 @@ class RunRequest(Wire):
     max_steps: int | None = Field(None, ge=1, le=1000)
     retries: int | None = Field(None, ge=0, le=100)
     deps: Json = None
+    require_tool_approval: bool | str | None = None
 
     def to_json(self) -> bytes:
         """The stored form."""
@@ -94,6 +96,16 @@ class RunRecord:
     def retries_used(self) -> int:
         """How often it was tried again since it last got on."""
         return int(self.fields.get("retriesUsed", b"0"))
+
+    @property
+    def asked(self) -> bool:
+        """Whether calls of it wait, or have waited, for an answer."""
+        return "asked" in self.fields
+
+    @property
+    def decisions(self) -> int:
+        """How many answers calls of it have had."""
+        return int(self.fields.get("decisions", b"0"))
 
     @property
     def queue(self) -> str:
@@ -167,6 +179,16 @@ class NewRun:
     idempotency_key: str | None = None
     metadata: Mapping[str, Json] | None = None
     retry_of: str | None = None
+
+
+def check_policy(request: RunRequest, policies: Iterable[str]) -> None:
+    """Refuse a request for an approval policy that its agent does not have.
+
+    Raises:
+        InvalidRequest: There is no policy of that name.
+    """
+    if isinstance(request.require_tool_approval, str) and request.require_tool_approval not in policies:
+        raise InvalidRequest("The agent has no approval policy of this name.", field="requireToolApproval")
 
 
 def new_run_id() -> str:

@@ -34,7 +34,7 @@ _TEXTS: Final[dict[str, list[tuple[Script, str, str]]]] = {
 
 
 def _without_ledger() -> None:
-    def known(_self: Turn, _call: str) -> None:
+    def known(_self: Turn, _call: str, _round: int) -> None:
         return None
 
     setattr(Turn, "known", known)  # noqa: B010 - mypy knows that it must not be replaced

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -53,9 +54,11 @@ async def an_acknowledgement_is_lost(bench: Workbench) -> None:
     writer = await bench.writer()
     run_id, keys = writer.lease.run_id, bench.store.keys
     names = [keys.run(run_id), keys.log(run_id), keys.checkpoints(run_id), keys.ledger(run_id)]
+    names += [keys.calls(run_id), keys.pending, keys.deadlines]
     body = b'{"type":"text-delta","payload":{"id":"p","text":"once"}}'
     for _ in range(2):
-        await bench.store.run(APPEND, names, [keys.channel(run_id), writer.lease.token, "a1", 1, 1, body, "0", ""])
+        args: list[Any] = [keys.channel(run_id), writer.lease.token, "a1", 1, 1, body, "0", "", run_id, 0]
+        await bench.store.run(APPEND, names, args)
     assert await bench.texts(run_id) == ["once"]
 
 

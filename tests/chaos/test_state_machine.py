@@ -280,20 +280,24 @@ class Runs(RuleBasedStateMachine):
     async def _chunks(self, model: Model) -> list[Chunk]:
         return await self.bench.chunks(model.run_id)
 
+    def _names(self, run_id: str) -> list[str]:
+        keys = self.keys
+        names = [keys.run(run_id), keys.log(run_id), keys.checkpoints(run_id), keys.ledger(run_id)]
+        return [*names, keys.calls(run_id), keys.pending, keys.deadlines]
+
     async def _append(
         self, model: Model, token: int, number: int, bodies: list[bytes], *, progress: bool = False
     ) -> list[Any]:
         run_id, keys = model.run_id, self.keys
-        names = [keys.run(run_id), keys.log(run_id), keys.checkpoints(run_id), keys.ledger(run_id)]
         head: list[Any] = [keys.channel(run_id), token, f"a{token}", number, len(bodies), b"\n".join(bodies)]
-        return _plain(await self.store.run(APPEND, names, [*head, "1" if progress else "0", ""]))
+        args = [*head, "1" if progress else "0", "", run_id, 0]
+        return _plain(await self.store.run(APPEND, self._names(run_id), args))
 
     async def _finish(self, model: Model, token: int, number: int, bodies: list[bytes], status: str) -> list[Any]:
         run_id, keys = model.run_id, self.keys
-        names = [keys.run(run_id), keys.log(run_id), keys.checkpoints(run_id), keys.ledger(run_id)]
-        names += [keys.request(run_id), keys.tombstone(run_id), keys.leases]
+        names = [*self._names(run_id), keys.request(run_id), keys.tombstone(run_id), keys.leases]
         head: list[Any] = [keys.channel(run_id), token, f"a{token}", number, len(bodies), b"\n".join(bodies)]
-        return _plain(await self.store.run(FINISH, names, [*head, "", "", run_id, status, keys.status_indexes, 60]))
+        return _plain(await self.store.run(FINISH, names, [*head, "", run_id, status, keys.status_indexes, 60]))
 
     async def _requeue(self, model: Model, token: str) -> bool:
         run_id, keys = model.run_id, self.keys

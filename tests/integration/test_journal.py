@@ -31,7 +31,9 @@ async def append(bench: Workbench, lease: Lease, batch: int, *texts: str, writer
     """Send one batch of text deltas by hand; the script's answer."""
     keys, bodies = bench.store.keys, [encode_body(delta(item)) for item in texts]
     names = [keys.run(lease.run_id), keys.log(lease.run_id), keys.checkpoints(lease.run_id), keys.ledger(lease.run_id)]
-    args: list[Any] = [keys.channel(lease.run_id), lease.token, writer, batch, len(bodies), b"\n".join(bodies), "0", ""]
+    names += [keys.calls(lease.run_id), keys.pending, keys.deadlines]
+    args: list[Any] = [keys.channel(lease.run_id), lease.token, writer, batch, len(bodies), b"\n".join(bodies)]
+    args += ["0", "", lease.run_id, 0]
     reply = await bench.store.run(APPEND, names, args)
     return tuple(text(item) for item in reply)
 

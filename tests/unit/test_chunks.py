@@ -52,11 +52,15 @@ CATALOGUE = [
     "text-end",
     "text-start",
     "tool-call",
+    "tool-call-approval",
+    "tool-call-decided",
     "tool-call-delta",
     "tool-call-input-streaming-end",
     "tool-call-input-streaming-start",
+    "tool-call-suspended",
     "tool-error",
     "tool-output",
+    "tool-output-denied",
     "tool-result",
 ]
 

@@ -1,0 +1,47 @@
+-- Answers a call that waits, once: the first answer stands. Judged by the call's state, not by the run's; the run is
+-- woken if it is suspended.
+--
+-- KEYS 1 run  2 log  3 ledger  4 calls  5 pending  6 deadlines  7 wakeups
+-- ARGV 1 channel  2 run id  3 call  4 'step round' that the answer was checked against  5 hash of the answer
+--      6 the answer, as JSON  7 field of the ledger  8 body of the chunk that tells of it  9 prefix of the status indexes
+--      10 ms until a lost wake-up is repeated  11 channel of nudges  12 '1' when only a deadline that has passed may
+--      answer so
+-- Returns {'applied', status of the run before} | {'same'} | {'decided'} | {'changed'} | {'unknown'} | {'ended'}
+local run, calls, run_id, call = KEYS[1], KEYS[4], ARGV[2], ARGV[3]
+local status = redis.call('HGET', run, 'status')
+local state = redis.call('HGET', calls, 's:' .. call)
+if not status or not state then
+  return {'unknown'}
+end
+local how, place, hash = string.match(state, '^(%a+) (%d+ %d+) ?(%w*)')
+if how == 'decided' then
+  return {hash == ARGV[5] and 'same' or 'decided'}
+end
+if status == 'completed' or status == 'failed' or status == 'cancelled' then
+  return {'ended'}
+end
+if place ~= ARGV[4] then
+  return {'changed'}
+end
+local now, member = now_ms(), run_id .. ':' .. call
+if ARGV[12] == '1' then
+  local due = redis.call('ZSCORE', KEYS[6], member)
+  if not due or tonumber(due) > now then
+    return {'changed'}
+  end
+end
+redis.call('HSET', calls, 's:' .. call, 'decided ' .. place .. ' ' .. ARGV[5] .. ' ' .. int(now), 'd:' .. call, ARGV[6])
+redis.call('HSET', KEYS[3], ARGV[7], ARGV[6])
+redis.call('ZREM', KEYS[5], member)
+redis.call('ZREM', KEYS[6], member)
+redis.call('HINCRBY', run, 'decisions', 1)
+redis.call('HSET', run, 'claims', '0')
+write(run, KEYS[2], ARGV[1], '0', 1, ARGV[8])
+if status == 'suspended' then
+  redis.call('HDEL', run, 'reason')
+  redis.call('ZADD', KEYS[7], int(now + tonumber(ARGV[10])), run_id)
+  move(run, ARGV[9], run_id, 'suspended', 'queued')
+elseif status == 'running' then
+  redis.call('PUBLISH', ARGV[11], 'decided ' .. run_id)
+end
+return {'applied', status}

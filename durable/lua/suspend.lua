@@ -1,0 +1,29 @@
+-- Lets a run wait for somebody outside: it gives up its lease, and nobody executes it until it is woken. Refused when a
+-- decision came that this attempt has not seen, so that no wake-up is lost.
+--
+-- KEYS 1 run  2 leases
+-- ARGV 1 run id  2 token  3 count of decisions that this attempt has seen  4 prefix of the status indexes
+--      5… field, value, … of the record
+-- Returns 'suspended' | 'fenced' | 'decided' | 'cancel'
+local run, run_id, token = KEYS[1], ARGV[1], ARGV[2]
+local record = redis.call('HMGET', run, 'status', 'token', 'cancelRequested', 'decisions')
+if record[1] == 'suspended' and record[2] == token then
+  return 'suspended' -- the same request, sent again
+end
+if record[1] ~= 'running' or record[2] ~= token then
+  return 'fenced'
+end
+if record[3] then
+  return 'cancel'
+end
+if tonumber(record[4] or '0') ~= tonumber(ARGV[3]) then
+  return 'decided'
+end
+redis.call('ZREM', KEYS[2], run_id .. ':' .. token)
+redis.call('HDEL', run, 'owner', 'nonce', 'retriesUsed', 'lastError')
+redis.call('HSET', run, 'claims', '0')
+for i = 5, #ARGV, 2 do
+  redis.call('HSET', run, ARGV[i], ARGV[i + 1])
+end
+move(run, ARGV[4], run_id, 'running', 'suspended')
+return 'suspended'

@@ -1,0 +1,157 @@
+"""What a tool call waits for when it can't go on by itself: an approval, data, or a result from outside.
+
+A call that waits holds nothing. It is stored before it is announced, so that an answer may come from anywhere at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_ai.exceptions import ApprovalRequired, CallDeferred
+
+from durable.chunks.base import Json
+from durable.errors import ConfigurationError
+
+Kind = Literal["approval", "resume", "external"]
+OnExpiry = Literal["decline", "approve", "fail", "cancel"]
+
+MARK: Final = "durable"
+"""The entry of a tool's, or of a deferral's, metadata that is ours."""
+APPROVAL_SCHEMA: Final[dict[str, Json]] = {
+    "type": "object",
+    "properties": {"approved": {"type": "boolean"}, "reason": {"type": "string"}},
+    "required": ["approved"],
+}
+ANYTHING: Final[dict[str, Json]] = {}
+
+
+class Suspension(BaseModel):
+    """What a call waits for.
+
+    Attributes:
+        kind: `approval`: to be allowed. `resume`: data, with which the tool is called again. `external`: its result.
+        payload: What the tool wants to be known.
+        schema_: JSON schema of the answer.
+        expires_in: Seconds after which it is answered by itself.
+        on_expiry: How.
+        announced: Whether observers were told. Not yet, while the agent's own handlers are asked.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Kind
+    payload: Json = None
+    schema_: dict[str, Json] = Field(default_factory=dict)
+    expires_in: float | None = Field(None, gt=0, le=10 * 365 * 86_400)
+    on_expiry: OnExpiry = "decline"
+    announced: bool = True
+
+    def deferral(self) -> ApprovalRequired | CallDeferred:
+        """What Pydantic AI's loop understands of it."""
+        metadata = None if self.payload is None else {"payload": self.payload}
+        return CallDeferred(metadata) if self.kind == "external" else ApprovalRequired(metadata)
+
+
+class ToolSuspended(ApprovalRequired):
+    """Raised by a tool that waits for data: made by `suspend`."""
+
+    def __init__(self, suspension: Suspension) -> None:
+        super().__init__({"payload": suspension.payload})
+        self.suspension = suspension
+
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
+        return type(self), (self.suspension,)
+
+
+class RunSuspended(BaseException):
+    """Raised inside an attempt when nothing is left to do until somebody answers. Not an error: no hook may heal it."""
+
+
+def suspend(
+    payload: Json = None,
+    *,
+    resume_schema: Any = None,
+    expires_in: float | None = None,
+    on_expiry: OnExpiry = "decline",
+) -> ToolSuspended:
+    """To be raised by a tool that can't go on before somebody says something: `raise suspend({"question": …})`.
+
+    The run waits, holding nothing. When the data comes, the tool is called again from its start, and
+    `resume_data(ctx)` returns it.
+
+    Args:
+        payload: What whoever answers needs to know. Anything that has a JSON form.
+        resume_schema: Of the data: a type that Pydantic knows, or a JSON schema. Default: anything.
+        expires_in: Seconds after which the call is answered by itself. Default: the tool's, else never.
+        on_expiry: How: `decline` (the model is told), `fail` (the run fails) or `cancel` (the run is cancelled).
+            `approve` calls the tool again without data.
+
+    Raises:
+        ConfigurationError: The payload has no JSON form, the schema is none, or `expires_in` is not a time to come.
+    """
+    try:
+        suspension = Suspension(
+            kind="resume",
+            payload=TypeAdapter(Any).dump_python(payload, mode="json"),
+            schema_=_schema(resume_schema),
+            expires_in=expires_in,
+            on_expiry=on_expiry,
+        )
+    except ConfigurationError:
+        raise
+    except (ValidationError, ValueError, TypeError) as error:
+        raise ConfigurationError(
+            "suspend() was given a payload without a JSON form, or a deadline in the past."
+        ) from error
+    return ToolSuspended(suspension)
+
+
+def _schema(given: Any) -> dict[str, Json]:
+    if given is None:
+        return ANYTHING
+    if isinstance(given, dict):
+        return given
+    try:
+        return TypeAdapter(given).json_schema()
+    except Exception as error:
+        raise ConfigurationError("resume_schema is neither a type that Pydantic knows nor a JSON schema.") from error
+
+
+def read_deferral(error: ApprovalRequired | CallDeferred, options: dict[str, Any]) -> Suspension:
+    """What a tool that raised waits for.
+
+    Args:
+        error: What it raised.
+        options: The `durable` entry of the tool's metadata: `expires_in` and `on_expiry`, unless it says so itself.
+
+    Raises:
+        ConfigurationError: The options do not fit.
+    """
+    if isinstance(error, ToolSuspended):
+        found = error.suspension
+        if found.expires_in is None and "expires_in" in options:
+            return _checked(found.model_dump() | _limits(options))
+        return found
+    metadata = dict(error.metadata or {})
+    options = options | dict(metadata.pop(MARK, None) or {})
+    external = isinstance(error, CallDeferred)
+    return _checked(
+        {
+            "kind": "external" if external else "approval",
+            "payload": TypeAdapter(Any).dump_python(metadata, mode="json") or None,
+            "schema_": ANYTHING if external else APPROVAL_SCHEMA,
+            **_limits(options),
+        }
+    )
+
+
+def _limits(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: options[name] for name in ("expires_in", "on_expiry") if name in options}
+
+
+def _checked(values: dict[str, Any]) -> Suspension:
+    try:
+        return Suspension.model_validate(values)
+    except ValidationError as error:
+        raise ConfigurationError("A tool's expires_in or on_expiry is not valid.") from error

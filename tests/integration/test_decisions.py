@@ -1,0 +1,548 @@
+"""Calls that wait for somebody outside: announced when they are stored, answered once, executed once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+from pydantic_ai import Agent, ApprovalRequired, CallDeferred, RunContext
+from pydantic_ai.capabilities import HandleDeferredToolCalls
+from pydantic_ai.messages import ModelMessage, ToolReturnPart
+from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
+from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults, ToolDefinition
+from pydantic_ai.toolsets import ApprovalRequiredToolset, ExternalToolset, FunctionToolset
+
+from durable import DurableAgent, RunHandle, create_durable_agent, resume_data, suspend, tool_context
+from durable.decisions import Answer
+from durable.errors import AlreadyDecided, InvalidRequest, RunEnded, RunFailed, UnknownCall
+from durable.execution.waits import Waits
+from durable.settings import Settings
+from tests.conftest import eventually
+
+Call = tuple[str, dict[str, Any]]
+
+
+def calling(*calls: Call) -> FunctionModel:
+    """A model that calls these tools at once, and then tells what they came to."""
+
+    async def respond(messages: list[ModelMessage], _: AgentInfo) -> AsyncIterator[str | DeltaToolCalls]:
+        returns = [part for message in messages for part in message.parts if isinstance(part, ToolReturnPart)]
+        if returns:
+            told = {part.tool_call_id: [part.outcome, part.content] for part in returns}
+            yield json.dumps(told, sort_keys=True)
+            return
+        for i, (name, args) in enumerate(calls, 1):
+            yield {i: DeltaToolCall(name=name, json_args=json.dumps(args), tool_call_id=f"c{i}")}
+
+    return FunctionModel(stream_function=respond)
+
+
+@pytest.fixture
+def connected(settings: Settings) -> Callable[..., Any]:
+    @asynccontextmanager
+    async def connect(agent: Agent[Any, Any], **options: Any) -> AsyncIterator[DurableAgent]:
+        durable = create_durable_agent(agent, cache=settings, **options)
+        try:
+            yield durable
+        finally:
+            await durable.aclose()
+
+    return connect
+
+
+async def pending(handle: RunHandle, *calls: str) -> None:
+    """Wait until just these calls wait, and the run with them."""
+
+    async def waits() -> bool:
+        view = await handle.status()
+        return view.status == "suspended" and {call.tool_call_id for call in view.pending or []} == set(calls)
+
+    await eventually(waits, what=f"the calls {calls} to wait")
+
+
+async def told(handle: RunHandle) -> dict[str, Any]:
+    """What the tools came to, as the model was told."""
+    async with asyncio.timeout(15):
+        found: dict[str, Any] = json.loads((await handle.result()).output)
+    return found
+
+
+async def types(handle: RunHandle) -> list[str]:
+    return [chunk.type async for chunk in handle.observe()]
+
+
+def refund_agent(effects: list[int], **options: Any) -> Agent[Any, str]:
+    agent = Agent(calling(("refund", {"amount": 500})), name="support")
+
+    def refund(ctx: RunContext[Any], amount: int) -> str:
+        effects.append(amount)
+        return f"refunded {amount}"
+
+    agent.tool(refund, **options)
+    return agent
+
+
+async def test_an_approved_call_is_made_once(connected: Any) -> None:
+    effects: list[int] = []
+    async with connected(refund_agent(effects, requires_approval=True)) as agent:
+        handle = await agent.stream("refund me")
+        await pending(handle, "c1")
+        assert effects == []
+        await handle.approve("c1", actor="alice")
+        await handle.approve("c1", actor="bob")
+        assert await told(handle) == {"c1": ["success", "refunded 500"]}
+        assert effects == [500]
+        chunks = [chunk async for chunk in handle.observe()]
+    [asked] = [chunk for chunk in chunks if chunk.type == "tool-call-approval"]
+    assert asked.payload.args == {"amount": 500}
+    assert json.loads(asked.payload.resume_schema)["required"] == ["approved"]
+    [decided] = [chunk for chunk in chunks if chunk.type == "tool-call-decided"]
+    assert (decided.payload.decision, decided.payload.actor) == ("approve", "alice")
+    [result] = [chunk for chunk in chunks if chunk.type == "tool-result"]
+    assert (result.payload.approval.approved, result.payload.approval.actor) == (True, "alice")
+    assert [chunk.seq for chunk in chunks] == list(range(1, len(chunks) + 1))
+
+
+async def test_a_decision_is_in_the_run(connected: Any) -> None:
+    async with connected(refund_agent([], requires_approval=True)) as agent:
+        handle = await agent.stream("refund me")
+        await pending(handle, "c1")
+        view = await handle.status()
+        assert view.reason == "decision"
+        [call] = view.pending or []
+        assert (call.tool_name, call.kind, call.args) == ("refund", "approval", {"amount": 500})
+        await handle.decline("c1", reason="too much", actor="alice")
+        await told(handle)
+        view = await handle.status()
+        [decision] = view.decisions or []
+        assert (decision.decision, decision.reason, decision.actor) == ("decline", "too much", "alice")
+        assert view.pending is None
+
+
+async def test_a_declined_call_is_not_made_and_the_model_is_told_why(connected: Any) -> None:
+    effects: list[int] = []
+    async with connected(refund_agent(effects, requires_approval=True)) as agent:
+        handle = await agent.stream("refund me")
+        await pending(handle, "c1")
+        await handle.decline("c1", reason="too much")
+        assert await told(handle) == {"c1": ["denied", "too much"]}
+        seen = await types(handle)
+    assert effects == []
+    assert seen.count("tool-output-denied") == 1
+    assert "tool-error" not in seen
+    assert "tool-result" not in seen
+
+
+async def test_edited_arguments_are_used_and_refused_ones_leave_the_call_pending(connected: Any) -> None:
+    effects: list[int] = []
+    async with connected(refund_agent(effects, requires_approval=True)) as agent:
+        handle = await agent.stream("refund me")
+        await pending(handle, "c1")
+        for bad in ({"amount": "much"}, {}, {"amount": 1, "to": "me"}):
+            with pytest.raises(InvalidRequest):
+                await handle.approve("c1", args=bad)
+        await pending(handle, "c1")
+        await handle.approve("c1", args={"amount": 99})
+        assert await told(handle) == {"c1": ["success", "refunded 99"]}
+    assert effects == [99]
+
+
+async def test_another_answer_is_refused_and_tells_what_was_decided(connected: Any) -> None:
+    async with connected(refund_agent([], requires_approval=True)) as agent:
+        handle = await agent.stream("refund me")
+        await pending(handle, "c1")
+        await handle.approve("c1", actor="alice")
+        with pytest.raises(AlreadyDecided) as refused:
+            await handle.decline("c1", actor="bob")
+        decision = refused.value.details["decision"]
+        assert (decision["decision"], decision["actor"]) == ("approve", "alice")
+        assert decision["at"]
+        await told(handle)
+        await handle.approve("c1")
+        with pytest.raises(AlreadyDecided):
+            await handle.decline("c1")
+
+
+async def test_of_a_hundred_that_answer_at_once_one_decides(connected: Any) -> None:
+    effects: list[int] = []
+    async with connected(refund_agent(effects, requires_approval=True)) as agent:
+        handle = await agent.stream("refund me")
+        await pending(handle, "c1")
+        answers = [
+            handle.approve("c1", actor=str(i)) if i % 2 else handle.decline("c1", actor=str(i)) for i in range(100)
+        ]
+        outcomes = await asyncio.gather(*answers, return_exceptions=True)
+        refused = [outcome for outcome in outcomes if outcome is not None]
+        assert len(refused) == 50
+        assert all(isinstance(outcome, AlreadyDecided) for outcome in refused)
+        result = await told(handle)
+        seen = await types(handle)
+    assert len(effects) == (1 if result["c1"][0] == "success" else 0)
+    assert seen.count("tool-call-decided") + seen.count("tool-output-denied") == 1
+
+
+async def test_an_answer_to_a_run_that_has_ended_is_refused(connected: Any) -> None:
+    async with connected(refund_agent([], requires_approval=True)) as agent:
+        handle = await agent.stream("refund me")
+        await pending(handle, "c1")
+        await handle.cancel()
+        with pytest.raises(RunEnded):
+            await handle.approve("c1")
+        with pytest.raises(UnknownCall):
+            await handle.approve("c2")
+        assert (await handle.status()).pending is None
+
+
+async def test_several_calls_are_answered_one_at_a_time_in_any_order(connected: Any) -> None:
+    effects: list[str] = []
+    agent = Agent(
+        calling(("send", {"to": "a"}), ("send", {"to": "b"}), ("look", {}), ("send", {"to": "c"})), name="mail"
+    )
+
+    @agent.tool_plain(requires_approval=True)
+    def send(to: str) -> str:
+        effects.append(to)
+        return to
+
+    @agent.tool_plain
+    def look() -> str:
+        effects.append("look")
+        return "seen"
+
+    async with connected(agent) as durable:
+        handle = await durable.stream("send them")
+        await pending(handle, "c1", "c2", "c4")
+        assert effects == ["look"]
+        await handle.approve("c4")
+        await pending(handle, "c1", "c2")
+        assert effects == ["look", "c"]
+        await handle.decline("c1", reason="no")
+        await pending(handle, "c2")
+        await handle.approve("c2")
+        assert await told(handle) == {
+            "c1": ["denied", "no"],
+            "c2": ["success", "b"],
+            "c3": ["success", "seen"],
+            "c4": ["success", "c"],
+        }
+        seen = await types(handle)
+    assert effects == ["look", "c", "b"]
+    assert seen.count("tool-call") == 4
+    assert seen.count("tool-call-approval") == 3
+    assert seen.count("tool-result") == 3
+    assert seen.count("step-start") == 2
+
+
+async def test_a_call_is_announced_and_made_while_a_slower_one_is_still_busy(connected: Any) -> None:
+    released = asyncio.Event()
+    sent = asyncio.Event()
+    agent = Agent(calling(("slow", {}), ("send", {})), name="mail")
+
+    @agent.tool_plain
+    async def slow() -> str:
+        await released.wait()
+        return "slow"
+
+    @agent.tool_plain(requires_approval=True)
+    async def send() -> str:
+        sent.set()
+        return "sent"
+
+    async with connected(agent) as durable:
+        handle = await durable.stream("go")
+
+        async def announced() -> bool:
+            return [call.tool_call_id for call in (await handle.status()).pending or []] == ["c2"]
+
+        await eventually(announced, what="the call to be announced")
+        assert (await handle.status()).status == "running"
+        await handle.approve("c2")
+        async with asyncio.timeout(10):
+            await sent.wait()
+        released.set()
+        assert await told(handle) == {"c1": ["success", "slow"], "c2": ["success", "sent"]}
+
+
+class Choice(BaseModel):
+    """What a person is asked for."""
+
+    colour: str
+
+
+async def test_a_suspended_tool_is_called_again_with_the_data(connected: Any) -> None:
+    calls: list[Any] = []
+    keys: list[str] = []
+    agent = Agent(calling(("paint", {"what": "door"})), name="painter")
+
+    @agent.tool
+    async def paint(ctx: RunContext[Any], what: str) -> str:
+        keys.append(tool_context(ctx).idempotency_key)
+        choice = resume_data(ctx, Choice)
+        calls.append(choice)
+        if choice is None:
+            raise suspend({"question": f"which colour for the {what}?"}, resume_schema=Choice)
+        return f"{what}: {choice.colour}"
+
+    async with connected(agent) as durable:
+        handle = await durable.stream("paint")
+        await pending(handle, "c1")
+        [call] = (await handle.status()).pending or []
+        assert call.kind == "resume"
+        assert call.payload == {"question": "which colour for the door?"}
+        for bad in ({"colour": 3}, {}, None, "blue"):
+            with pytest.raises(InvalidRequest):
+                await handle.resume("c1", bad)
+        with pytest.raises(InvalidRequest):
+            await handle.approve("c1")
+        await handle.resume("c1", {"colour": "blue"}, actor="alice")
+        assert await told(handle) == {"c1": ["success", "door: blue"]}
+        seen = await types(handle)
+    assert calls == [None, Choice(colour="blue")]
+    assert len(set(keys)) == 1
+    assert seen.count("tool-call-suspended") == 1
+
+
+async def test_a_tool_may_ask_again_and_again(connected: Any) -> None:
+    agent = Agent(calling(("guess", {})), name="guesser")
+
+    @agent.tool(requires_approval=True)
+    async def guess(ctx: RunContext[Any]) -> str:
+        found = resume_data(ctx)
+        if found != 3:
+            raise suspend({"not": found})
+        return "three"
+
+    async with connected(agent) as durable:
+        handle = await durable.stream("guess")
+        await pending(handle, "c1")
+        await handle.approve("c1")
+        for value, before in ((1, None), (2, 1), (3, 2)):
+
+            async def asked(expected: Any = before) -> bool:
+                view = await handle.status()
+                calls = view.pending or []
+                return view.status == "suspended" and [call.payload for call in calls] == [{"not": expected}]
+
+            await eventually(asked, what=f"the question after {before}")
+            await handle.resume("c1", value)
+        assert await told(handle) == {"c1": ["success", "three"]}
+
+
+async def test_external_calls_end_with_the_result_that_is_delivered(connected: Any) -> None:
+    schema = {"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]}
+    definition = ToolDefinition(name="open_file", parameters_json_schema=schema)
+    own = FunctionToolset[Any]()
+
+    @own.tool_plain
+    def later() -> str:
+        raise CallDeferred(metadata={"job": 7})
+
+    agent = Agent(
+        calling(("open_file", {"path": "/x"}), ("later", {}), ("later", {})),
+        name="editor",
+        toolsets=[ExternalToolset([definition]), own],
+    )
+    async with connected(agent) as durable:
+        handle = await durable.stream("open")
+        await pending(handle, "c1", "c2", "c3")
+        kinds = {call.tool_call_id: (call.kind, call.payload) for call in (await handle.status()).pending or []}
+        assert kinds == {"c1": ("external", None), "c2": ("external", {"job": 7}), "c3": ("external", {"job": 7})}
+        await handle.resume("c1", {"content": "hello"})
+        await handle.resume("c2", None)
+        await handle.decline("c3", reason="the job was lost")
+        result = await told(handle)
+    assert result["c1"] == ["success", {"content": "hello"}]
+    assert result["c2"] == ["success", None]
+    assert result["c3"] == ["denied", "the job was lost"]
+
+
+async def test_what_pydantic_ai_has_for_approvals_works_unchanged(connected: Any) -> None:
+    wrapped = FunctionToolset[Any]()
+
+    @wrapped.tool_plain
+    def wipe() -> str:
+        return "wiped"
+
+    agent = Agent(
+        calling(("wipe", {}), ("sometimes", {"n": 1}), ("sometimes", {"n": 9})),
+        name="cleaner",
+        output_type=[str, DeferredToolRequests],
+        toolsets=[ApprovalRequiredToolset(wrapped)],
+    )
+
+    @agent.tool
+    def sometimes(ctx: RunContext[Any], n: int) -> int:
+        if n > 5 and not ctx.tool_call_approved:
+            raise ApprovalRequired(metadata={"why": "large"})
+        return n
+
+    async with connected(agent) as durable:
+        handle = await durable.stream("clean")
+        await pending(handle, "c1", "c3")
+        payloads = {call.tool_call_id: call.payload for call in (await handle.status()).pending or []}
+        assert payloads == {"c1": None, "c3": {"why": "large"}}
+        await handle.approve("c3")
+        await handle.approve("c1")
+        assert await told(handle) == {"c1": ["success", "wiped"], "c2": ["success", 1], "c3": ["success", 9]}
+
+
+async def test_the_agents_own_handlers_decide_first(connected: Any) -> None:
+    effects: list[str] = []
+
+    def handler(_: RunContext[Any], requests: DeferredToolRequests) -> DeferredToolResults:
+        approvals = {call.tool_call_id: True for call in requests.approvals if call.args_as_dict()["to"] == "a"}
+        return requests.build_results(approvals=approvals)
+
+    agent = Agent(
+        calling(("send", {"to": "a"}), ("send", {"to": "b"})),
+        name="mail",
+        capabilities=[HandleDeferredToolCalls(handler)],
+    )
+
+    @agent.tool_plain(requires_approval=True)
+    def send(to: str) -> str:
+        effects.append(to)
+        return to
+
+    async with connected(agent) as durable:
+        handle = await durable.stream("send")
+        await pending(handle, "c2")
+        await handle.approve("c2")
+        assert await told(handle) == {"c1": ["success", "a"], "c2": ["success", "b"]}
+    assert effects == ["a", "b"]
+
+
+def _to_a(_ctx: RunContext[Any], _tool: ToolDefinition, args: dict[str, Any]) -> bool:
+    return bool(args["to"] == "a")
+
+
+def _to_b(_ctx: RunContext[Any], _tool: ToolDefinition, args: dict[str, Any]) -> bool:
+    return bool(args["to"] == "b")
+
+
+async def _never(*_: Any) -> bool:
+    raise RuntimeError("secret")
+
+
+@pytest.mark.parametrize(
+    ("agents", "runs", "waiting"),
+    [
+        (True, None, ("c1", "c2")),
+        (False, True, ("c1", "c2")),
+        (_to_b, None, ("c2",)),
+        (_to_b, False, ("c2",)),
+        (False, "to-a", ("c1",)),
+        (_never, None, ("c1", "c2")),
+    ],
+    ids=["agent", "run", "agent's function", "a run can't do with less", "named policy", "one that fails"],
+)
+async def test_a_policy_tells_which_calls_have_to_be_approved(
+    connected: Any, agents: Any, runs: Any, waiting: tuple[str, ...]
+) -> None:
+    agent = Agent(calling(("send", {"to": "a"}), ("send", {"to": "b"})), name="mail")
+
+    @agent.tool_plain
+    def send(to: str) -> str:
+        return to
+
+    policies = {"to-a": _to_a}
+    async with connected(agent, require_tool_approval=agents, approval_policies=policies) as durable:
+        with pytest.raises(InvalidRequest):
+            await durable.stream("send", require_tool_approval="unheard-of")
+        handle = await durable.stream("send", require_tool_approval=runs)
+        await pending(handle, *waiting)
+        for call in waiting:
+            await handle.approve(call)
+        assert await told(handle) == {"c1": ["success", "a"], "c2": ["success", "b"]}
+
+
+@pytest.mark.parametrize("what", ["decline", "approve", "fail", "cancel"])
+async def test_a_call_that_nobody_answers_in_time_is_answered_by_its_deadline(connected: Any, what: str) -> None:
+    effects: list[int] = []
+    options = {"durable": {"expires_in": 0.2, "on_expiry": what}}
+    async with connected(refund_agent(effects, requires_approval=True, metadata=options)) as agent:
+        handle = await agent.stream("refund me")
+
+        async def ended() -> bool:
+            return bool((await handle.status()).ended)
+
+        await eventually(ended, what="the deadline")
+        view = await handle.status()
+        seen = await types(handle)
+        match what:
+            case "decline":
+                assert await told(handle) == {"c1": ["denied", "Nobody answered in time."]}
+            case "approve":
+                assert await told(handle) == {"c1": ["success", "refunded 500"]}
+            case "fail":
+                with pytest.raises(RunFailed) as failed:
+                    await handle.result()
+                assert failed.value.failure_code == "decision_expired"
+            case _:
+                assert view.status == "cancelled"
+                assert "abort" in seen
+        if what != "cancel":
+            [decision] = view.decisions or []
+            assert (decision.decision, decision.actor) == (what, "deadline")
+        with pytest.raises((AlreadyDecided, RunEnded)):
+            await handle.approve("c1", args={"amount": 1})
+    assert effects == ([500] if what == "approve" else [])
+
+
+async def test_a_run_that_waits_is_taken_over_by_another_process_that_forgot_all(
+    connected: Any, settings: Settings
+) -> None:
+    effects: list[int] = []
+    async with connected(refund_agent(effects, requires_approval=True)) as agent:
+        handle = await agent.stream("refund me")
+        await pending(handle, "c1")
+        run_id = handle.run_id
+    async with connected(refund_agent(effects, requires_approval=True)) as agent:
+        handle = await agent.handle(run_id)
+        await handle.approve("c1")
+        assert await told(handle) == {"c1": ["success", "refunded 500"]}
+    assert effects == [500]
+
+
+async def test_an_answer_that_comes_between_two_looks_is_used_all_the_same(
+    connected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call has given up waiting, and the agent's loop has not asked yet."""
+    answer, seen = Waits.answer, set[str]()
+
+    async def late(self: Waits, call_id: str, round_: int) -> Answer | None:
+        await answer(self, call_id, round_)
+        if call_id in seen:
+            return self.known(call_id, round_)
+        seen.add(call_id)
+        await handle.resume("c1", "data", actor="fast")
+        return None
+
+    monkeypatch.setattr(Waits, "answer", late)
+    agent = Agent(calling(("ask", {})), name="asker")
+    found: list[Any] = []
+
+    @agent.tool
+    def ask(ctx: RunContext[Any]) -> str:
+        found.append(resume_data(ctx))
+        if len(found) < 3:
+            raise suspend({"round": len(found)})
+        return "done"
+
+    async with connected(agent) as durable:
+        handle = await durable.handle("fast-run")
+        await durable.stream("ask", run_id="fast-run")
+
+        async def asked() -> bool:
+            view = await handle.status()
+            return view.status == "suspended" and [call.payload for call in view.pending or []] == [{"round": 2}]
+
+        await eventually(asked, what="the second question")
+        await handle.resume("c1", "more")
+        assert await told(handle) == {"c1": ["success", "done"]}
+    assert found == [None, "data", "more"]
