@@ -24,6 +24,7 @@ class Keys:
     | `tombstone` | string | outlives an expired run |
     | `idempotency` | string | idempotency key -> run id and request hash |
     | `runs` | sorted set | creation time -> run id; per status, agent and in all |
+    | `expiries` | sorted set | when its retention has passed -> run id, status and agent, to be taken out of `runs` |
     | `leases` | sorted set | expiry -> run id and token |
     | `pending` | sorted set | since when it waits -> run id and call |
     | `deadlines` | sorted set | when it is answered by itself -> run id and call |
@@ -74,6 +75,11 @@ class Keys:
     def status_indexes(self) -> str:
         """What the names of the indexes by status start with."""
         return f"{self.prefix}:runs:status:"
+
+    @property
+    def expiries(self) -> str:
+        """When ended runs leave the indexes."""
+        return f"{self.prefix}:runs:expiries"
 
     @property
     def leases(self) -> str:

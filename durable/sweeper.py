@@ -101,7 +101,22 @@ class Sweeper:
             dispatched += await self._requeue(run_id, "")
             if time.monotonic() > until:
                 break
+        await self._forget()
         return dispatched
+
+    async def _forget(self) -> None:
+        """Take runs whose retention has passed out of the indexes."""
+        keys = self._store.keys
+        members = await self._due(keys.expiries)
+        if not members:
+            return
+        async with self._store.guard(), self._store.redis.pipeline(transaction=False) as pipe:
+            for member in members:
+                run_id, status, agent = member.split(":")
+                for index in (keys.runs(), keys.runs(status=status), keys.runs(agent=agent)):
+                    pipe.zrem(index, run_id)
+            pipe.zrem(keys.expiries, *members)
+            await pipe.execute()
 
     async def _expire(self, run_id: str, call: str, what: OnExpiry) -> int:
         """Nobody has answered a call in time: do what its tool wants then."""

@@ -85,7 +85,8 @@ local function announce(run, calls, pending, deadlines, run_id, call, place, bod
 end
 
 -- The end of a run: nothing but reading is possible after it, and its retention begins. Calls that still wait can't be
--- answered any more. `own` are the run's keys, the record first and the hash of calls last.
+-- answered any more. The indexes forget it when `expiries` says so. `own` are the run's keys, the record first and the
+-- hash of calls last.
 local function close(own, tombstone, pending, deadlines, indexes, run_id, from, to, tombstone_seconds)
   local run, calls, now = own[1], own[#own], now_ms()
   move(run, indexes, run_id, from, to)
@@ -104,4 +105,7 @@ local function close(own, tombstone, pending, deadlines, indexes, run_id, from, 
     redis.call('EXPIRE', key, int(retention))
   end
   redis.call('SET', tombstone, '1', 'EX', int(retention + tonumber(tombstone_seconds)))
+  local expiries = string.gsub(indexes, 'status:$', 'expiries')
+  local member = run_id .. ':' .. to .. ':' .. redis.call('HGET', run, 'agent')
+  redis.call('ZADD', expiries, int(now + retention * 1000), member)
 end

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from durable.runs import RunRecord
+from durable.store import text
 from durable.sweeper import Sweeper
 from tests.conftest import eventually
 from tests.workbench import Workbench, on
@@ -87,3 +88,25 @@ async def test_a_sweep_that_was_just_begun_by_one_process_is_not_repeated_by_ano
     one, other = [Sweeper(bench.store, on(bench.settings.store_url, sweep_seconds=60), Woken(), "me") for _ in range(2)]
     assert await one._is_due()
     assert not await other._is_due()
+
+
+async def test_expired_runs_leave_the_indexes_though_nobody_lists_them(bench: Workbench) -> None:
+    keys, redis = bench.store.keys, bench.store.redis
+    kept, short = await bench.create(retention=60), await bench.create(retention=1)
+    lost = await bench.create(retention=1)
+    for run_id in (kept, short):
+        assert await bench.runs.cancel(run_id)
+    sweeper = Sweeper(bench.store, bench.settings, Woken(), "me")
+
+    async def forgotten() -> bool:
+        await sweeper.sweep()
+        return not await redis.exists(keys.run(short)) and await redis.zcard(keys.expiries) == 1
+
+    await eventually(forgotten, what="the retention to pass")
+    for index, left in (
+        (keys.runs(), {kept, lost}),
+        (keys.runs(agent="nobody"), {kept, lost}),
+        (keys.runs(status="cancelled"), {kept}),
+        (keys.runs(status="queued"), {lost}),
+    ):
+        assert {text(member) for member in await redis.zrange(index, 0, -1)} == left
