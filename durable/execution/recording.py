@@ -163,7 +163,8 @@ class RecordingToolset(WrapperToolset[Any]):
         entry = self.record.known(call.id, call.round)
         outcome = None if entry is None else ledger.decode(entry)
         if outcome is not None:
-            self.asides.replay(call.ctx, outcome.aside)
+            if not self.waits.began_here(call.id, call.round):
+                self.asides.replay(call.ctx, outcome.aside)
             if outcome.suspended is not None and not outcome.suspended.announced and not self._eager(call):
                 self.waits.leave(call.id, call.round, outcome)
             return outcome
@@ -237,7 +238,7 @@ class RecordingToolset(WrapperToolset[Any]):
 
     def _apply(self, call: _Call, waits: Suspension, answer: Answer) -> ledger.Outcome | None:
         """Go on with an answer; returns what the call comes to, if it is not to be made."""
-        call.answer, call.resumed, call.data = answer, False, None
+        call.answer = answer
         if answer.kind == "fail":
             raise DecisionExpired
         if answer.kind == "decline":

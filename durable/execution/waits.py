@@ -72,6 +72,7 @@ class Waits:
         self._calls: Mapping[str, ToolCallPart] = {}
         self._rounds: dict[str, int] = {}
         self._left: dict[str, tuple[int, ledger.Outcome]] = {}
+        self._here: set[str] = set()
 
     def begin_step(self, step: int, calls: Mapping[str, ToolCallPart]) -> None:
         """The tools of a step are about to be called."""
@@ -98,6 +99,10 @@ class Waits:
         finally:
             self._busy -= 1
             self._tell()
+
+    def began_here(self, call_id: str, round_: int) -> bool:
+        """Whether it is this attempt in which the call began to wait."""
+        return ledger.key(self._step, call_id, round_) in self._here
 
     async def look(self) -> None:
         """Take the answers that came meanwhile.
@@ -149,6 +154,7 @@ class Waits:
         waiting = Waiting(call_id, self._step, round_, question.to_json(), suspension.expires_in)
         field, entry = ledger.key(self._step, call_id, round_), ledger.encode(outcome)
         self._entries[field] = entry
+        self._here.add(field)
         self._writer.write(_chunk(call_id, question), Note(field=field, value=entry, waiting=waiting))
         await self._writer.flush()
 

@@ -16,6 +16,7 @@ from pydantic_ai.messages import ModelMessage, ToolReturnPart
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
 from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults, ToolDefinition
 from pydantic_ai.toolsets import ApprovalRequiredToolset, ExternalToolset, FunctionToolset
+from pydantic_ai.usage import RequestUsage
 
 from durable import DurableAgent, RunHandle, create_durable_agent, resume_data, suspend, tool_context
 from durable.decisions import Answer
@@ -529,6 +530,7 @@ async def test_an_answer_that_comes_between_two_looks_is_used_all_the_same(
 
     @agent.tool
     def ask(ctx: RunContext[Any]) -> str:
+        ctx.usage.incr(RequestUsage(input_tokens=1_000_000))
         found.append(resume_data(ctx))
         if len(found) < 3:
             raise suspend({"round": len(found)})
@@ -545,4 +547,7 @@ async def test_an_answer_that_comes_between_two_looks_is_used_all_the_same(
         await eventually(asked, what="the second question")
         await handle.resume("c1", "more")
         assert await told(handle) == {"c1": ["success", "done"]}
+        usage = (await handle.status()).usage
+        assert usage is not None
+        assert 3_000_000 < usage.input_tokens < 3_001_000, "what a call used before it was suspended counts once"
     assert found == [None, "data", "more"]
