@@ -10,7 +10,7 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 RUN python -m venv /opt/venv
 # Every file is checked against its hash. This layer changes only with the lock file.
 COPY requirements-image.lock /app/
-RUN /opt/venv/bin/pip install --require-hashes --requirement /app/requirements-image.lock
+RUN /opt/venv/bin/pip install --require-hashes --no-deps --requirement /app/requirements-image.lock
 COPY pyproject.toml README.md /app/
 COPY durable /app/durable
 COPY worker /app/worker

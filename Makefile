@@ -82,10 +82,11 @@ $(BIN)/python:
 	@echo "Creating $(VENV) with $(PYTHON)"
 	@$(call quietly,$(PYTHON) -m venv --clear $(VENV))
 
-# pip checks every file against its hash; the project itself goes in without its dependencies, editable.
+# pip checks every file against its hash. The lock is complete, so nothing has to be resolved: pip before 24 would look
+# for extras of what is locked anew. The project itself goes in without its dependencies, editable.
 $(INSTALLED): requirements.lock pyproject.toml | $(BIN)/python
 	@echo "Installing the locked packages (about a minute the first time)"
-	@$(call quietly,$(BIN)/pip install --require-hashes --requirement requirements.lock)
+	@$(call quietly,$(BIN)/pip install --require-hashes --no-deps --requirement requirements.lock)
 	@echo "Installing the project"
 	@$(call quietly,$(BIN)/pip install --no-deps --no-build-isolation --editable .)
 	@touch $@

@@ -21,6 +21,7 @@ from durable.errors import (
     DurableError,
     RunEnded,
     RunExpired,
+    StoreUnavailable,
     UnknownCall,
     UnknownRun,
 )
@@ -69,6 +70,13 @@ class Sweeper:
             return
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+        try:
+            async with self._store.guard(1.0):
+                swept_by = await self._store.redis.get(self._store.keys.sweeper)
+                if swept_by is not None and text(swept_by) == self._name:
+                    await self._store.redis.delete(self._store.keys.sweeper)  # or it would seem that somebody sweeps
+        except StoreUnavailable:
+            return  # the mark runs out by itself
 
     async def _sweep_for_ever(self) -> None:
         while True:
