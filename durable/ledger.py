@@ -17,7 +17,6 @@ from pydantic_ai.exceptions import ModelRetry, ToolFailed
 from pydantic_ai.messages import ToolReturn, ToolReturnContent, ToolReturnPart
 from pydantic_ai.tools import ToolDenied
 
-from durable import thrown
 from durable.chunks.base import Json
 from durable.errors import LedgerCorrupt, ToolResultInvalid
 from durable.suspension import Suspension
@@ -38,14 +37,12 @@ class Raised:
     Attributes:
         code: Stable.
         message: In our own words.
-        name: The exception's class.
-        error: The exception; None when it can't be kept.
+        name: The exception's class. Its text is not kept: it may hold anything.
     """
 
     code: str
     message: str
     name: str
-    error: BaseException | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ class Outcome:
         retry: What it told the model to do better (`ModelRetry`).
         failed: What it told the model that went wrong (`ToolFailed`).
         raised: How it failed.
-        healed: Whether `value` is what hooks have made of a failure: they are not asked again.
+        healed: Whether hooks have made this of a failure: they are not asked again.
         aside: What it did to its run beside, as JSON.
         suspended: What it waits, or waited, for.
         denied: Why it was declined. Not stored: the answer is.
@@ -113,17 +110,18 @@ def encode(outcome: Outcome) -> bytes:
     Raises:
         ToolResultInvalid: The value has no JSON form.
     """
-    aside = {"aside": outcome.aside} if outcome.aside else {}
+    more: dict[str, Json] = {"aside": outcome.aside} if outcome.aside else {}
+    if outcome.healed:
+        more["healed"] = True
     if outcome.retry is not None:
-        return orjson.dumps({"kind": "retry", "message": outcome.retry, **aside})
+        return orjson.dumps({"kind": "retry", "message": outcome.retry, **more})
     if outcome.failed is not None:
-        return orjson.dumps({"kind": "failed", "message": outcome.failed, **aside})
+        return orjson.dumps({"kind": "failed", "message": outcome.failed, **more})
     if outcome.raised is not None:
         raised = outcome.raised
-        failure = [raised.code, raised.message, raised.name, raised.error and thrown.dump(raised.error)]
-        return orjson.dumps({"kind": "raised", "failure": failure, **aside})
+        return orjson.dumps({"kind": "raised", "failure": [raised.code, raised.message, raised.name], **more})
     if outcome.suspended is not None:
-        return orjson.dumps({"kind": "suspended", "for": outcome.suspended.model_dump(mode="json"), **aside})
+        return orjson.dumps({"kind": "suspended", "for": outcome.suspended.model_dump(mode="json"), **more})
     kind, adapter = (b"tool-return", _RETURN) if isinstance(outcome.value, ToolReturn) else (b"content", _CONTENT)
     try:
         data: bytes = adapter.dump_json(outcome.value)
@@ -132,7 +130,6 @@ def encode(outcome: Outcome) -> bytes:
             data = orjson.dumps(_as_seen(outcome.value))
     except Exception as error:
         raise ToolResultInvalid from error
-    more = {"healed": True, **aside} if outcome.healed else aside
     end = b"," + orjson.dumps(more)[1:] if more else b"}"
     return b'{"kind":"%b","value":%b%b' % (kind, data, end)
 
@@ -150,23 +147,23 @@ def decode(entry: bytes) -> Outcome | None:
     """
     try:
         fields = orjson.loads(entry)
-        aside = fields.get("aside")
+        aside, healed = fields.get("aside"), bool(fields.get("healed"))
         match fields["kind"]:
             case "started":
                 return None
             case "retry":
-                return Outcome(retry=fields["message"], aside=aside)
+                return Outcome(retry=fields["message"], healed=healed, aside=aside)
             case "failed":
-                return Outcome(failed=fields["message"], aside=aside)
+                return Outcome(failed=fields["message"], healed=healed, aside=aside)
             case "raised":
-                code, message, name, error = fields["failure"]
-                return Outcome(raised=Raised(code, message, name, thrown.load(error)), aside=aside)
+                code, message, name = fields["failure"]
+                return Outcome(raised=Raised(code, message, name), aside=aside)
             case "suspended":
                 return Outcome(suspended=Suspension.model_validate(fields["for"]), aside=aside)
             case "tool-return" | "content" as kind:
                 adapter = _RETURN if kind == "tool-return" else _CONTENT
                 value = adapter.validate_python(fields["value"])
-                return Outcome(value=value, healed=bool(fields.get("healed")), aside=aside)
+                return Outcome(value=value, healed=healed, aside=aside)
     except Exception as error:
         raise LedgerCorrupt from error
     raise LedgerCorrupt

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic_ai import RunContext
 from pydantic_ai.capabilities import AbstractCapability, CapabilityOrdering
+from pydantic_ai.exceptions import ModelRetry, ToolFailed
 from pydantic_ai.messages import ModelResponse, ToolCallPart
 from pydantic_ai.toolsets import AbstractToolset
 
@@ -60,10 +61,17 @@ class Healing(AbstractCapability[Any]):
         outcome = ledger.decode(entry) if entry is not None else None
         if outcome is not None and outcome.healed:
             self._asides.replay(ctx, outcome.aside)
-            return outcome.value
-        value = await handler(args)
-        self._record.healed(call.tool_call_id, value)
-        return value
+            return outcome.replay()
+        try:
+            healed = ledger.Outcome(value=await handler(args), healed=True)
+        except ModelRetry as error:
+            self._record.healed(call.tool_call_id, ledger.Outcome(retry=error.message, healed=True))
+            raise
+        except ToolFailed as error:
+            self._record.healed(call.tool_call_id, ledger.Outcome(failed=error.message, healed=True))
+            raise
+        self._record.healed(call.tool_call_id, healed)
+        return healed.value
 
 
 class Resumption(AbstractCapability[Any]):

@@ -75,8 +75,8 @@ class Record(Protocol):
     def ends(self, tool_call_id: str, round_: int, failure: ToolFailure, aside: Json) -> None:
         """The failure of a call, and what it did beside. It ends the run, unless a hook makes something of it."""
 
-    def healed(self, tool_call_id: str, value: Any) -> None:
-        """A call has a value in the end: record it if it had failed."""
+    def healed(self, tool_call_id: str, outcome: ledger.Outcome) -> None:
+        """What a call came to with all hooks: recorded if it had failed."""
 
     def denied(self, tool_call_id: str) -> None:
         """The log has the end of a call that was declined."""
@@ -284,22 +284,19 @@ class RecordingToolset(WrapperToolset[Any]):
             self.record.failed(call.id, call.round, failure, told)
             raise ToolFailed(failure.message) from error
         passed_on = isinstance(error, Exception) and not isinstance(error, ToolResultInvalid)
-        raised = ledger.Raised(failure.code, failure.message, kind, error if passed_on else None)
+        raised = ledger.Raised(failure.code, failure.message, kind)
         entry = ledger.encode(ledger.Outcome(raised=raised, aside=aside))
-        if len(entry) > self.max_result_bytes:
-            entry = ledger.encode(ledger.Outcome(raised=replace(raised, error=None), aside=aside))
         self.record.failed(call.id, call.round, failure, entry)
         self.record.ends(call.id, call.round, failure, aside)
         if passed_on:
             raise error  # as it is: a user's hooks may know it
         raise failure from error
 
-    def _failed_before(self, call: _Call, raised: ledger.Raised, aside: Json) -> BaseException:
-        """What the tool raised in an attempt that was lost."""
+    def _failed_before(self, call: _Call, raised: ledger.Raised, aside: Json) -> ToolFailure:
+        """The failure of an attempt that was lost. Its exception is gone with it."""
         failure = ToolFailure(call.name, raised.code, raised.message, raised.name)
-        failure.__cause__ = raised.error
         self.record.ends(call.id, call.round, failure, aside)
-        return raised.error or failure
+        return failure
 
     def _give_up(self, call_id: str, round_: int, name: str) -> NoReturn:
         """The call was started by an attempt that was lost, and is not to be repeated."""

@@ -12,7 +12,7 @@ import logging
 from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -440,14 +440,14 @@ class Turn:
         """The failure of a call, and what it did beside. It ends the run, unless a hook makes something of it."""
         self._failures[tool_call_id] = round_, failure, aside
 
-    def healed(self, tool_call_id: str, value: Any) -> None:
-        """A call has a value in the end: record it if it had failed."""
+    def healed(self, tool_call_id: str, outcome: ledger.Outcome) -> None:
+        """What a call came to with all hooks: recorded if it had failed."""
         failed = self._failures.pop(tool_call_id, None)
         if failed is None:
             return
         round_, _, aside = failed
         try:
-            entry = ledger.encode(ledger.Outcome(value=value, healed=True, aside=aside))
+            entry = ledger.encode(replace(outcome, aside=aside))
         except ToolResultInvalid:
             return  # the hook is asked again, as long as this step lasts
         if len(entry) <= self._settings.max_tool_result_bytes:
