@@ -93,6 +93,8 @@ class Appender:
             self.probe(Point.APPEND_BEFORE if before else Point.APPEND_AFTER)
             if batch is not None and any(note.checkpoint for note in batch.notes):
                 self.probe(Point.CHECKPOINT_BEFORE if before else Point.CHECKPOINT_AFTER)
+            if batch is not None and any(note.waiting for note in batch.notes):
+                self.probe(Point.ANNOUNCE_BEFORE if before else Point.ANNOUNCE_AFTER)
             if batch is not None and batch.ending is not None:
                 self.probe(Point.FINISH_BEFORE if before else Point.FINISH_AFTER)
 

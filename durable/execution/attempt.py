@@ -36,7 +36,7 @@ from durable.execution.start import StartPoint
 from durable.execution.turn import Turn, TurnEnd
 from durable.execution.waits import ReadAnswers
 from durable.outputs import output_fields
-from durable.probes import Probe, silent
+from durable.probes import Point, Probe, silent
 from durable.runs import RunRecord, RunRequest, cancelled_chunks
 from durable.scripts import Arg
 from durable.settings import Settings
@@ -127,6 +127,7 @@ class Attempt:
         self._deps = request.deps
         self._writer = writer
         self._settings = settings
+        self._probe = probe
         self._turn = Turn(definition, request, start, writer, settings, self._boundary, read_answers, probe)
         self._task: asyncio.Task[Outcome] | None = None
         self._begun = False
@@ -237,7 +238,10 @@ class Attempt:
         """Give the run up until somebody answers; go on at once if somebody just has."""
         await self._writer.flush()
         usage = usage_of(self._turn.usage).model_dump_json(by_alias=True, exclude_none=True)
-        match await self._suspend_run(self._turn.waits.seen, {"reason": WAITING, "usage": usage}):
+        self._probe(Point.SUSPEND_BEFORE)
+        verdict = await self._suspend_run(self._turn.waits.seen, {"reason": WAITING, "usage": usage})
+        self._probe(Point.SUSPEND_AFTER)
+        match verdict:
             case "suspended":
                 return Outcome.SUSPENDED
             case "cancel":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -29,7 +29,7 @@ from durable.chunks import (
 )
 from durable.chunks.base import Json
 from durable.decisions import Answer, Question, read_answers
-from durable.errors import DecisionExpired
+from durable.errors import DecisionExpired, StoreUnavailable
 from durable.suspension import MARK, RunSuspended, Suspension, read_deferral
 from durable.translate import to_json_value
 from durable.translate.values import to_args
@@ -165,7 +165,6 @@ class Waits:
         Raises:
             RunSuspended: Nothing is left to do: all of them wait.
             LeaseLost: The run has another owner.
-            StoreUnavailable: Redis does not answer.
         """
         self.asked = True
         approvals = {call.tool_call_id for call in requests.approvals}
@@ -174,7 +173,8 @@ class Waits:
                 metadata = requests.metadata.get(call.tool_call_id)
                 deferral = ApprovalRequired(metadata) if call.tool_call_id in approvals else CallDeferred(metadata)
                 await self._announce_late(ctx, call, deferral)
-        await self.look()
+        with suppress(StoreUnavailable):  # what it has not seen keeps the run from being suspended
+            await self.look()
         results = DeferredToolResults()
         for call in [*requests.approvals, *requests.calls]:
             answer = self.known(call.tool_call_id, self._rounds[call.tool_call_id])

@@ -19,8 +19,8 @@ from pydantic_ai.toolsets import ApprovalRequiredToolset, ExternalToolset, Funct
 from pydantic_ai.usage import RequestUsage
 
 from durable import DurableAgent, RunHandle, create_durable_agent, resume_data, suspend, tool_context
-from durable.decisions import Answer
-from durable.errors import AlreadyDecided, InvalidRequest, RunEnded, RunFailed, UnknownCall
+from durable.decisions import Answer, Decisions
+from durable.errors import AlreadyDecided, InvalidRequest, RunEnded, RunFailed, StoreUnavailable, UnknownCall
 from durable.execution.waits import Waits
 from durable.settings import Settings
 from tests.conftest import eventually
@@ -551,3 +551,22 @@ async def test_an_answer_that_comes_between_two_looks_is_used_all_the_same(
         await handle.resume("c1", "more")
         assert await told(handle) == {"c1": ["success", "done"]}
     assert found == [None, "data", "more"]
+
+
+async def test_a_run_waits_all_the_same_when_redis_does_not_tell_the_answers(
+    connected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis is away just when the answers are looked up: no fault of the run's."""
+    asked: list[str] = []
+
+    async def away(_: Decisions, run_id: str) -> Any:
+        asked.append(run_id)
+        raise StoreUnavailable
+
+    monkeypatch.setattr(Decisions, "answers", away)
+    async with connected(refund_agent([], requires_approval=True)) as agent:
+        handle = await agent.stream("refund me")
+        await pending(handle, "c1")
+        assert asked
+        await handle.approve("c1")
+        assert await told(handle) == {"c1": ["success", "refunded 500"]}
