@@ -15,7 +15,8 @@ from durable.fold import void_range
 _OUTCOMES: Final = frozenset({"tool-result", "tool-error"})
 _DELTAS: Final = {"text-delta": "text", "reasoning-delta": "text", "tool-call-delta": "argsTextDelta"}
 _OWN: Final = frozenset({"startedAt", "messageId", "timestamp", "id", "void"})
-_ANY_ORDER: Final = ("tool-call", *sorted(_OUTCOMES))
+_WAITS: Final = ("tool-call-approval", "tool-call-suspended", "tool-call-decided", "tool-output-denied")
+_ANY_ORDER: Final = ("tool-call", *sorted(_OUTCOMES), *_WAITS)
 
 
 def effective(chunks: Sequence[Chunk]) -> list[tuple[str, Any]]:

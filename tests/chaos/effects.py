@@ -46,6 +46,11 @@ def note(effect: Effect) -> None:
         os.close(file)
 
 
+def of_this_process() -> list[Effect]:
+    """All effects in the file that this process notes its own in."""
+    return read(Path(os.environ[VARIABLE]))
+
+
 def read(path: Path) -> list[Effect]:
     """All effects in a file, in the order in which they were written; none when there is no file."""
     if not path.exists():

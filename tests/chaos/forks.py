@@ -31,7 +31,7 @@ from tests.chaos import sabotage
 from tests.chaos.effects import VARIABLE
 
 ROOT: Final = Path(__file__).parents[2]
-AGENTS: Final = "tests.chaos.agents"
+AGENTS: Final = "tests.chaos.agents,tests.chaos.flows"
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Order:
         occurrence: At which passing of that point, from 1.
         sabotage: What is broken on purpose; "" for nothing.
         beside: Another run that the same process executes at the same time; "" for none.
+        once: Whether a run that is given back after a step is left to another process.
     """
 
     settings: dict[str, Any]
@@ -55,6 +56,7 @@ class Order:
     occurrence: int = 1
     sabotage: str = ""
     beside: str = ""
+    once: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ async def _execute(order: Order, probe: Any) -> Outcome | None:
     outcome = await engine.execute(order.run_id)
     if other is not None:
         await other
-    while outcome is Outcome.HANDED_BACK and settings.always_resume:
+    while outcome is Outcome.HANDED_BACK and settings.always_resume and not order.once:
         outcome = await engine.execute(order.run_id)
     await engine.stop()
     await store.aclose()

@@ -55,10 +55,20 @@ class Stage:
         await self.bench.__aexit__()
         self._folder.cleanup()
 
-    def execute(self, run_id: str, point: str = "", occurrence: int = 1, beside: str = "", **settings: Any) -> Report:
-        """Make an attempt, in a new process that crashes at the given passing of a point; and one beside it."""
+    def execute(
+        self,
+        run_id: str,
+        point: str = "",
+        occurrence: int = 1,
+        beside: str = "",
+        *,
+        once: bool = False,
+        **settings: Any,
+    ) -> Report:
+        """Make an attempt, in a new process that crashes at the given passing of a point; and one beside it. `once`: it
+        does not go on when it has given the run back after a step."""
         fields = self.settings.model_dump(exclude_unset=True) | {"redis_url": self.settings.store_url, **settings}
-        order = Order(fields, run_id, str(self._effects(run_id)), point, occurrence, self.sabotage, beside)
+        order = Order(fields, run_id, str(self._effects(run_id)), point, occurrence, self.sabotage, beside, once)
         return self._forks.execute(order)
 
     def resume(self, run_id: str, **settings: Any) -> str:
