@@ -7,13 +7,13 @@ and what looks wrong is looked at again before it is told, as workers go on mean
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Final, cast
 
 from durable import ledger
 from durable.doctor.finding import Finding
 from durable.doctor.log import LogReview, Recorded
-from durable.doctor.record import Snapshot, is_whole, judge
+from durable.doctor.record import Snapshot, Wait, is_whole, judge
 from durable.errors import LedgerCorrupt
 from durable.journal import Entry, Rows
 from durable.runs import RunRecord
@@ -55,6 +55,8 @@ class Doctor:
                 yield finding
         async for finding in self._strays():
             yield finding
+        async for finding in self._stray_calls():
+            yield finding
 
     async def examine(self, run_id: str) -> set[Finding]:
         """What is wrong with one run now; nothing when there is none.
@@ -74,6 +76,7 @@ class Doctor:
         found |= set(review.end())
         for call in snapshot.calls:
             found |= set(review.compare(call, await self._recorded(run_id, call)))
+        found |= set(review.compare_answers())
         if found and not await self._exists(run_id):
             return set()  # it expired meanwhile
         return found
@@ -100,13 +103,14 @@ class Doctor:
                 return
 
     async def _snapshot(self, run_id: str) -> Snapshot | None:
-        keys, token = self._store.keys, b""
+        keys, token, names = self._store.keys, b"", set[str]()
         own = {
             "run": keys.run(run_id),
             "request": keys.request(run_id),
             "log": keys.log(run_id),
             "checkpoints": keys.checkpoints(run_id),
             "ledger": keys.ledger(run_id),
+            "calls": keys.calls(run_id),
             "tombstone": keys.tombstone(run_id),
         }
         while True:
@@ -120,6 +124,10 @@ class Doctor:
                     pipe.zscore(keys.runs(agent=text(agent or b"?")), run_id)
                     pipe.llen(own["checkpoints"])
                     pipe.hkeys(own["ledger"])
+                    pipe.hgetall(own["calls"])
+                    for index in (keys.pending, keys.deadlines):
+                        for call in sorted(names):
+                            pipe.zscore(index, f"{run_id}:{call}")
                     for status in RunStatus:
                         pipe.zscore(keys.runs(status=status), run_id)
                     for name in own.values():
@@ -128,11 +136,17 @@ class Doctor:
             fields = {text(name): value for name, value in replies[0].items()}
             if not fields:
                 return None
-            if fields.get("token", b"") == token:
+            asked = {text(name): value for name, value in replies[7].items()}
+            called = {name[2:] for name in asked if name.startswith("s:")}
+            if fields.get("token", b"") == token and called == names:
                 break
-            token = fields.get("token", b"")  # the lease was looked for under another token
+            # The lease was looked for under another token, or calls that wait were not looked for.
+            token, names = fields.get("token", b""), called
         lease, wakeup, listed, listed_for_agent, checkpoints, calls = replies[1:7]
-        scores, lifetimes = replies[7 : 7 + len(RunStatus)], replies[7 + len(RunStatus) :]
+        count = len(names)
+        places = replies[8 : 8 + count], replies[8 + count : 8 + 2 * count]
+        rest = replies[8 + 2 * count :]
+        scores, lifetimes = rest[: len(RunStatus)], rest[len(RunStatus) :]
         score = float(created or -1)
         return Snapshot(
             record=RunRecord(run_id, fields),
@@ -144,6 +158,7 @@ class Doctor:
             lifetimes=dict(zip(own, lifetimes, strict=True)),
             checkpoints=checkpoints,
             calls=tuple(text(call) for call in calls),
+            waits=tuple(_wait(call, asked, *found) for call, *found in zip(sorted(names), *places, strict=True)),
         )
 
     async def _entries(self, run_id: str, last_seq: int) -> AsyncIterator[Entry]:
@@ -164,10 +179,17 @@ class Doctor:
     async def _recorded(self, run_id: str, call: str) -> Recorded:
         async with self._store.guard():
             entry = cast("bytes | None", await self._store.redis.hget(self._store.keys.ledger(run_id), call))
+        if ledger.is_answer(call):
+            return Recorded.ANSWERED
         try:
-            return Recorded.STARTED if entry is None or ledger.decode(entry) is None else Recorded.ENDED
+            outcome = None if entry is None else ledger.decode(entry)
         except LedgerCorrupt:
             return Recorded.UNREADABLE
+        if outcome is None:
+            return Recorded.STARTED
+        if outcome.suspended is None:
+            return Recorded.ENDED
+        return Recorded.ASKED if outcome.suspended.announced else Recorded.TO_BE_ASKED
 
     async def _exists(self, run_id: str) -> bool:
         async with self._store.guard():
@@ -186,8 +208,26 @@ class Doctor:
             if not await self._fits(keys.leases, member, run_id, {RunStatus.RUNNING}, token):
                 yield Finding(run_id, "state", f"There is a lease of attempt {token}, which is not running.")
         async for run_id in self._members(keys.wakeups):
-            if not await self._fits(keys.wakeups, run_id, run_id, {RunStatus.QUEUED, RunStatus.SUSPENDED}):
+            if not await self._fits(keys.wakeups, run_id, run_id, {RunStatus.QUEUED}):
                 yield Finding(run_id, "state", "There is a wake-up, and no run that waits for it.")
+
+    async def _stray_calls(self) -> AsyncIterator[Finding]:
+        """What the indexes of calls that wait have, and no run has."""
+        for index in (self._store.keys.pending, self._store.keys.deadlines):
+            async for member in self._members(index):
+                run_id, _, call = member.partition(":")
+                if not await self._waits(index, member, run_id, call):
+                    yield Finding(run_id, "calls", f"An index has the call {call}, which does not wait.")
+
+    async def _waits(self, index: str, member: str, run_id: str, call: str) -> bool:
+        """Whether a call waits as an index says; also when the index does not say so any more."""
+        async with self._store.guard(), self._store.redis.pipeline(transaction=True) as pipe:
+            pipe.zscore(index, member)
+            pipe.hget(self._store.keys.run(run_id), "status")
+            pipe.hget(self._store.keys.calls(run_id), f"s:{call}")
+            score, status, state = await pipe.execute()
+        waits = state is not None and state.startswith(b"pending ") and status is not None
+        return score is None or (waits and text(status) in _LIVE)
 
     async def _fits(
         self, index: str, member: str, run_id: str, statuses: set[RunStatus], token: str | None = None
@@ -210,3 +250,20 @@ class Doctor:
                 yield text(member)
             if not cursor:
                 return
+
+
+def _wait(call: str, fields: Mapping[str, bytes], inbox: float | None, deadline: float | None) -> Wait:
+    """A call, from its fields."""
+    state = text(fields[f"s:{call}"]).split(" ")
+    since, _, due = text(fields[f"t:{call}"]).partition(" ")
+    step, place = int(state[1]), int(state[2])
+    return Wait(
+        call=call,
+        pending=state[0] == "pending",
+        asked=ledger.key(step, call, place),
+        answered=ledger.answer_key(step, call, place),
+        since=int(since),
+        due=int(due) if due else None,
+        inbox=inbox,
+        deadline=deadline,
+    )

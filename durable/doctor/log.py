@@ -1,10 +1,13 @@
-"""What has to hold of a run's log, and of its ledger beside it. Pure: is fed entry by entry, keeps only outcomes."""
+"""What has to hold of a run's log, and of its ledger beside it. Pure: is fed entry by entry, keeps only what became of
+calls."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Final
 
 import orjson
 
@@ -14,11 +17,19 @@ from durable.doctor.finding import Finding
 from durable.journal import Entry
 from durable.runs import RunRecord
 
+_OUTCOMES: Final = frozenset({"tool-result", "tool-error", "tool-output-denied"})
+_ASKING: Final = frozenset({"tool-call-approval", "tool-call-suspended"})
+_ANSWERS: Final = frozenset({"tool-call-decided", "tool-output-denied"})
+_OF_CALLS: Final = _OUTCOMES | _ASKING | _ANSWERS
+
 
 class Recorded(Enum):
-    """What the ledger says of a call."""
+    """What the ledger says of a call, or of its answer."""
 
     STARTED = "started"
+    ASKED = "asked"
+    TO_BE_ASKED = "to be asked"
+    ANSWERED = "answered"
     ENDED = "ended"
     UNREADABLE = "unreadable"
 
@@ -29,11 +40,16 @@ class LogReview:
 
     Attributes:
         record: The run.
-        outcomes: The type of the first outcome of each call, under the call's name in the ledger.
+        outcomes: The type of the first outcome of each call, under the name of its first round in the ledger.
+        asked: How often each call began to wait for an answer.
+        answered: How often it got one.
     """
 
     record: RunRecord
     outcomes: dict[str, str] = field(default_factory=dict)
+    asked: Counter[str] = field(default_factory=Counter)
+    answered: Counter[str] = field(default_factory=Counter)
+    _recorded: Counter[tuple[str, Recorded]] = field(default_factory=Counter)
     _last: int = 0
     _finals: list[int] = field(default_factory=list)
     _step: int | None = None
@@ -61,15 +77,30 @@ class LogReview:
             named = ", ".join(map(str, self._finals)) or "none"
             yield self._finding("final", f"It is {record.status} with {record.last_seq} chunks; final ones: {named}.")
 
-    def compare(self, call: str, recorded: Recorded) -> Iterator[Finding]:
-        """Compare what the ledger says of a call."""
+    def compare(self, entry: str, recorded: Recorded) -> Iterator[Finding]:
+        """Compare what the ledger says of a round of a call."""
+        call = ledger.key(ledger.step_of(entry), entry.partition(":")[2])
         outcome = self.outcomes.get(call)
+        self._recorded[call, recorded] += 1
         if recorded is Recorded.UNREADABLE:
-            yield self._finding("ledger", f"The entry of the call {call} can't be read.")
+            yield self._finding("ledger", f"The entry of the call {entry} can't be read.")
         elif recorded is Recorded.ENDED and outcome is None and not self._inherited(call):
             yield self._finding("ledger", f"The outcome of the call {call} is recorded, and the log does not have it.")
         elif recorded is Recorded.STARTED and outcome == "tool-result":
             yield self._finding("ledger", f"The log has a result of the call {call}, and the ledger has none.")
+
+    def compare_answers(self) -> Iterator[Finding]:
+        """Compare how often calls waited and were answered, once all of the ledger was compared."""
+        sides = (
+            (self.asked, Recorded.ASKED, "began to wait"),
+            (self.answered, Recorded.ANSWERED, "was answered"),
+        )
+        for told, recorded, what in sides:
+            for call in sorted({*told, *(call for call, kind in self._recorded if kind is recorded)}):
+                stored = self._recorded[call, recorded]
+                if told[call] != stored and not self._inherited(call):
+                    message = f"The call {call} {what} {told[call]} times by the log, and {stored} times by the ledger."
+                    yield self._finding("ledger", message)
 
     def _chunk(self, seq: int, chunk: dict[str, Json]) -> Iterator[Finding]:
         kind, payload = chunk["type"], chunk.get("payload") or {}
@@ -79,11 +110,15 @@ class LogReview:
             self._step = int(payload["stepId"].rpartition("-")[2])
             self._first_step = self._first_step or self._step
         # What the provider's own tools return is part of the model's response: it may be torn and come again.
-        if kind in {"tool-result", "tool-error"} and self._step is not None and not payload.get("providerExecuted"):
-            call = ledger.key(self._step, payload["toolCallId"])
+        if kind not in _OF_CALLS or self._step is None or payload.get("providerExecuted"):
+            return
+        call = ledger.key(self._step, payload["toolCallId"])
+        if kind in _OUTCOMES:
             if call in self.outcomes:
                 yield self._finding("outcome", f"Chunk {seq} is another outcome of the call {call}.")
             self.outcomes.setdefault(call, kind)
+        self.asked[call] += kind in _ASKING
+        self.answered[call] += kind in _ANSWERS
 
     def _inherited(self, call: str) -> bool:
         """Whether a retry has the outcome from the run that it repeats, whose log has it."""

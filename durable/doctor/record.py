@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from durable import ledger
 from durable.doctor.finding import Finding
 from durable.runs import RunRecord
 from durable.store import text
@@ -14,7 +15,35 @@ FOREVER = -1
 MISSING = -2
 """What Redis tells as the time to live of a key that has none, and of one that is not there."""
 
+DECISION = "decision"
+"""The reason of a run that is suspended until somebody answers a call."""
+
 _FIELDS = ("status", "agent", "kind", "queue", "retention", "token", "lastSeq", "createdAt", "requestHash")
+
+
+@dataclass(frozen=True)
+class Wait:
+    """A call that waits, or waited, for an answer from outside.
+
+    Attributes:
+        call: Its id.
+        pending: Whether it still waits.
+        asked: The name of its round in the ledger.
+        answered: The name of that round's answer in the ledger.
+        since: Since when it waits, in ms.
+        due: When it is answered by itself; None for never.
+        inbox: Since when it waits by the index of all calls that wait; None when that does not have it.
+        deadline: When it is answered by itself by the index of deadlines.
+    """
+
+    call: str
+    pending: bool
+    asked: str
+    answered: str
+    since: int
+    due: int | None
+    inbox: float | None
+    deadline: float | None
 
 
 @dataclass(frozen=True)
@@ -28,9 +57,11 @@ class Snapshot:
         statuses: The statuses in whose indexes it is.
         listed: Whether it is in the index of all runs, at its creation time.
         listed_for_agent: Whether it is in the index of its agent's runs, at its creation time.
-        lifetimes: Seconds to live of its keys, by name: `run`, `request`, `log`, `checkpoints`, `ledger`, `tombstone`.
+        lifetimes: Seconds to live of its keys, by name: `run`, `request`, `log`, `checkpoints`, `ledger`, `calls`,
+            `tombstone`.
         checkpoints: Entries of its checkpoints.
         calls: The calls that its ledger has.
+        waits: The calls that wait, or waited, for an answer.
     """
 
     record: RunRecord
@@ -42,6 +73,7 @@ class Snapshot:
     lifetimes: Mapping[str, int]
     checkpoints: int
     calls: tuple[str, ...]
+    waits: tuple[Wait, ...] = ()
 
 
 def is_whole(record: RunRecord) -> bool:
@@ -57,7 +89,7 @@ def judge(found: Snapshot) -> Iterator[Finding]:
         missing = ", ".join(name for name in _FIELDS if name not in fields) or "none"
         yield Finding(run_id, "record", f"Its record is not whole; fields that are missing: {missing}.")
         return
-    for check, message in [*_state(found), *_indexes(found), *_lifetimes(found), *_checkpoint(found)]:
+    for check, message in [*_state(found), *_indexes(found), *_lifetimes(found), *_checkpoint(found), *_waits(found)]:
         yield Finding(run_id, check, message)
 
 
@@ -70,8 +102,10 @@ def _state(found: Snapshot) -> Iterator[tuple[str, str]]:
         yield "state", "It is queued and has no wake-up: nobody would execute it if its message is lost."
     if status is not RunStatus.RUNNING and found.leased:
         yield "state", f"It is {status} and has a lease."
-    if (status is RunStatus.RUNNING or status.ended) and found.woken:
+    if status is not RunStatus.QUEUED and found.woken:
         yield "state", f"It is {status} and has a wake-up."
+    if status is RunStatus.SUSPENDED and "reason" not in record.fields:
+        yield "state", "It is suspended, and nothing says until what."
     if (status is RunStatus.RUNNING) != ("owner" in record.fields):
         yield "state", f"It is {status} and has {'an' if 'owner' in record.fields else 'no'} owner."
     if status.ended != ("finishedAt" in record.fields):
@@ -115,3 +149,30 @@ def _checkpoint(found: Snapshot) -> Iterator[tuple[str, str]]:
         yield "checkpoint", f"Its checkpoint is at {record.checkpoint_seq}, ahead of its log at {record.last_seq}."
     if record.checkpoint_seq and not found.checkpoints:
         yield "checkpoint", "Its record tells of a checkpoint, and there is none."
+
+
+def _waits(found: Snapshot) -> Iterator[tuple[str, str]]:
+    """Calls that wait are in the indexes; those that were answered, and those of ended runs, are not."""
+    record = found.record
+    ended, reason = record.status.ended, text(record.fields.get("reason", b""))
+    if record.status is RunStatus.SUSPENDED and reason == DECISION and not any(wait.pending for wait in found.waits):
+        yield "calls", "It is suspended until a call is answered, and no call waits."
+    if found.waits and not record.asked:
+        yield "calls", "It has calls that wait, or waited, and its record does not say so."
+    for wait in found.waits:
+        waits = wait.pending and not ended
+        if wait.inbox != (wait.since if waits else None):
+            yield "calls", f"The call {wait.call} {_waiting(waits)}, and the index of calls that wait says otherwise."
+        if wait.deadline != (wait.due if waits else None):
+            yield "calls", f"The call {wait.call} {_waiting(waits)}, and the index of deadlines says otherwise."
+        for entry in (wait.asked, *(() if wait.pending else (wait.answered,))):
+            if entry not in found.calls:
+                yield "ledger", f"The ledger does not have {entry}, by which the call {wait.call} {_waiting(waits)}."
+    answers = sum(map(ledger.is_answer, found.calls))
+    # A retry has the answers of the run that it repeats.
+    if record.decisions > answers or (record.decisions < answers and "retryOf" not in record.fields):
+        yield "calls", f"Its record counts {record.decisions} answers; its ledger has {answers}."
+
+
+def _waiting(waits: bool) -> str:  # noqa: FBT001 - the one thing that it says
+    return "waits" if waits else "does not wait any more"

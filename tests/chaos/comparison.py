@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from durable import ledger
 from durable.chunks import Chunk
+from durable.doctor import Doctor
 from durable.fold import Folder
 from tests.chaos.effective import counted, effective
 from tests.chaos.forks import Report
@@ -64,6 +65,7 @@ async def recorded(stage: Stage, run_id: str) -> set[str]:
 async def compare(stage: Stage, whole: Reference, run_id: str, where: str, *, torn: int, complete: set[str]) -> None:
     """What counts of the run is what counts of the one that never crashed."""
     found = await Reference.of(stage, run_id)
+    assert await Doctor(stage.bench.store).examine(run_id) == set(), where
     assert found.record == whole.record, where
     assert found.messages == whole.messages, where
     assert found.ledger == whole.ledger, where

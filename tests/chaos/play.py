@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from durable.decisions import Answer, Call, Decisions
+from durable.doctor import Doctor
 from durable.sweeper import Sweeper
 from durable.views import RunStatus
 from tests.chaos.flows import LATE, Flow
@@ -43,6 +44,8 @@ async def play(
     reports: list[Report] = []
     while len(reports) < MOST:
         status = (await stage.record(run_id)).status
+        if status.ended or status is RunStatus.SUSPENDED:
+            assert await Doctor(stage.bench.store).examine(run_id) == set()
         if status.ended:
             return reports
         if status is RunStatus.SUSPENDED:

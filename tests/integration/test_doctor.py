@@ -13,12 +13,14 @@ from pydantic_ai.models.test import TestModel
 from typer.testing import CliRunner
 
 from durable import Client, create_durable_agent, ledger
-from durable.chunks import ToolResult, ToolResultPayload
+from durable.chunks import ToolCallApproval, ToolCallApprovalPayload, ToolResult, ToolResultPayload
 from durable.cli import app
+from durable.decisions import Answer, Decisions, Question
 from durable.doctor import Doctor, Finding
-from durable.leases import release
+from durable.leases import release, suspend
 from durable.settings import Settings
-from durable.writer import Note
+from durable.suspension import Suspension
+from durable.writer import Note, Waiting
 from tests.deployment import Deployment
 from tests.workbench import Workbench, completed, delta, finish, step_start
 
@@ -51,6 +53,23 @@ async def running(bench: Workbench, *, tool: bool = True) -> str:
     return writer.lease.run_id
 
 
+async def waiting(bench: Workbench) -> str:
+    """A suspended run: one of its calls waits, with a deadline; another one did, and was declined."""
+    writer = await bench.writer()
+    writer.write(step_start(1), Note(checkpoint=b'{"keep":0,"messages":[]}'))
+    for call in ("c1", "c2"):
+        question = Question(tool_name="pay", kind="approval")
+        entry = ledger.encode(ledger.Outcome(suspended=Suspension(kind="approval")))
+        asked = Waiting(call, 1, 0, question.to_json(), expires_in=3600)
+        payload = ToolCallApprovalPayload(tool_call_id=call, tool_name="pay", resume_schema="{}")
+        writer.write(ToolCallApproval(payload=payload), Note(field=ledger.key(1, call), value=entry, waiting=asked))
+    await writer.flush()
+    run_id, decisions = writer.lease.run_id, Decisions(bench.store, bench.runs)
+    await decisions.decide(run_id, "c2", Answer(kind="decline"))
+    assert await suspend(bench.store, writer.lease, 1, {"reason": "decision"}) == "suspended"
+    return run_id
+
+
 async def ended(bench: Workbench) -> str:
     writer = await bench.writer()
     writer.write(step_start(1))
@@ -61,6 +80,8 @@ async def ended(bench: Workbench) -> str:
 async def test_runs_in_every_state_are_sound(bench: Workbench) -> None:
     await bench.create()
     await running(bench)
+    await waiting(bench)
+    await bench.runs.cancel(await waiting(bench))
     await ended(bench)
     lost = await bench.create()
     writer = await bench.writer(lost)
@@ -70,7 +91,7 @@ async def test_runs_in_every_state_are_sound(bench: Workbench) -> None:
     retried, _ = await bench.runs.retry(cancelled)
     doctor = Doctor(bench.store)
     assert [finding async for finding in doctor.findings()] == []
-    assert doctor.examined == 6
+    assert doctor.examined == 8
     assert retried.run_id
 
 
@@ -136,6 +157,42 @@ ALIVE: dict[str, tuple[str, Break]] = {
         ),
     ),
 }
+WAITING: dict[str, tuple[str, Break]] = {
+    "a lease": ("state", lambda b, r: b.store.redis.zadd(b.store.keys.leases, {f"{r}:1": 1})),
+    "a wake-up": ("state", lambda b, r: b.store.redis.zadd(b.store.keys.wakeups, {r: 1})),
+    "no reason": ("state", lambda b, r: b.store.redis.hdel(b.store.keys.run(r), "reason")),
+    "no call that waits": ("calls", lambda b, r: b.store.redis.delete(b.store.keys.calls(r))),
+    "not in the inbox": ("calls", lambda b, r: b.store.redis.zrem(b.store.keys.pending, f"{r}:c1")),
+    "in the inbox after it was answered": (
+        "calls",
+        lambda b, r: b.store.redis.zadd(b.store.keys.pending, {f"{r}:c2": 1}),
+    ),
+    "in the inbox and nowhere else": ("calls", lambda b, r: b.store.redis.zadd(b.store.keys.pending, {f"{r}:c9": 1})),
+    "no deadline": ("calls", lambda b, r: b.store.redis.zrem(b.store.keys.deadlines, f"{r}:c1")),
+    "another deadline": ("calls", lambda b, r: b.store.redis.zadd(b.store.keys.deadlines, {f"{r}:c1": 1})),
+    "a deadline of nothing": ("calls", lambda b, r: b.store.redis.zadd(b.store.keys.deadlines, {f"{r}:c9": 1})),
+    "an answer that is not counted": ("calls", lambda b, r: b.store.redis.hdel(b.store.keys.run(r), "decisions")),
+    "a record that tells of no calls": ("calls", lambda b, r: b.store.redis.hdel(b.store.keys.run(r), "asked")),
+    "calls that expire": ("retention", lambda b, r: b.store.redis.expire(b.store.keys.calls(r), 100)),
+    "no entry of the call": ("ledger", lambda b, r: b.store.redis.hdel(b.store.keys.ledger(r), "1:c1")),
+    "no entry of the answer": ("ledger", lambda b, r: b.store.redis.hdel(b.store.keys.ledger(r), "1!0:c2")),
+    "an answer that the log lacks": (
+        "ledger",
+        lambda b, r: b.store.redis.hset(b.store.keys.ledger(r), "1!0:c1", '{"kind":"approve"}'),
+    ),
+    "asked twice": (
+        "ledger",
+        lambda b, r: _append(b, r, b'{"type":"tool-call-approval","payload":{"toolCallId":"c1"}}'),
+    ),
+    "a result of a declined call": (
+        "outcome",
+        lambda b, r: _append(b, r, b'{"type":"tool-result","payload":{"toolCallId":"c2"}}'),
+    ),
+    "a result of a later round without its chunk": (
+        "ledger",
+        lambda b, r: b.store.redis.hset(b.store.keys.ledger(r), "1+1:c1", ledger.encode(ledger.Outcome(value=1))),
+    ),
+}
 ENDED: dict[str, tuple[str, Break]] = {
     "no final chunk": ("final", lambda b, r: _replace_last(b, r, b'{"type":"finish"}')),
     "two final chunks": ("final", lambda b, r: _append(b, r, b'{"type":"finish","final":true}')),
@@ -175,6 +232,25 @@ async def test_what_must_not_be_of_a_running_run_is_told(bench: Workbench, what:
     findings = await found(bench)
     assert check in {finding.check for finding in findings}
     assert {finding.run_id for finding in findings} == {run_id}
+
+
+@pytest.mark.parametrize("what", WAITING)
+async def test_what_must_not_be_of_a_suspended_run_is_told(bench: Workbench, what: str) -> None:
+    run_id = await waiting(bench)
+    assert await found(bench) == []
+    check, break_it = WAITING[what]
+    await break_it(bench, run_id)
+    findings = await found(bench)
+    assert check in {finding.check for finding in findings}
+    assert {finding.run_id for finding in findings} == {run_id}
+
+
+async def test_a_call_of_an_ended_run_in_the_inbox_is_told(bench: Workbench) -> None:
+    run_id = await waiting(bench)
+    await bench.runs.cancel(run_id)
+    assert await found(bench) == []
+    await bench.store.redis.zadd(bench.store.keys.pending, {f"{run_id}:c1": 1})
+    assert {finding.check for finding in await found(bench)} == {"calls"}
 
 
 @pytest.mark.parametrize("what", ENDED)
