@@ -239,7 +239,7 @@ class Attempt:
         await self._writer.flush()
         usage = usage_of(self._turn.usage).model_dump_json(by_alias=True, exclude_none=True)
         self._probe(Point.SUSPEND_BEFORE)
-        verdict = await self._suspend_run(self._turn.waits.seen, {"reason": WAITING, "usage": usage})
+        verdict = await self._suspend_run(self._turn.waits.judged, {"reason": WAITING, "usage": usage})
         self._probe(Point.SUSPEND_AFTER)
         match verdict:
             case "suspended":

@@ -121,7 +121,8 @@ class Turn:
         self._advanced = False
         self._tool_retries: dict[str, int] = {}
         self._steps = 0
-        self.waits = Waits(writer, definition.name, start.ledger, start.decisions, read_answers)
+        denied = self.translator.recorded
+        self.waits = Waits(writer, definition.name, start.ledger, start.decisions, read_answers, denied)
         progress = start.progress
         self.usage = copy(progress.usage) if progress else RunUsage()
         self.messages: list[ModelMessage] = list(progress.messages if progress else start.conversation.history)

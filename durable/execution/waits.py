@@ -49,6 +49,7 @@ class Waits:
         entries: The run's ledger.
         seen: How many answers the run had had before the ledger was read.
         read: Reads the answers anew, and how many there were.
+        denied: Told of a call that was declined: the log has its end.
 
     Attributes:
         seen: How many answers this attempt knows of, at least.
@@ -56,11 +57,21 @@ class Waits:
         unresolved: Whether calls of this step wait, and the agent's loop was told to go on with the others.
     """
 
-    def __init__(self, writer: RunWriter, agent: str, entries: dict[str, bytes], seen: int, read: ReadAnswers) -> None:
+    def __init__(
+        self,
+        writer: RunWriter,
+        agent: str,
+        entries: dict[str, bytes],
+        seen: int,
+        read: ReadAnswers,
+        denied: Callable[[str], None],
+    ) -> None:
+        self._denied = denied
         self.seen = seen
         self.unresolved = False
         self.asked = False
         self._deferred = 0
+        self._judged: int | None = None
         self._writer = writer
         self._agent = agent
         self._entries = entries
@@ -77,13 +88,19 @@ class Waits:
     def begin_step(self, step: int, calls: Mapping[str, ToolCallPart]) -> None:
         """The tools of a step are about to be called."""
         self._step, self._calls = step, calls
-        self.unresolved, self.asked, self._deferred = False, False, 0
+        self.unresolved, self.asked, self._deferred, self._judged = False, False, 0, None
         self._rounds.clear()
         self._left.clear()
 
     def deferred(self, requests: DeferredToolRequests) -> None:
         """All calls of the step that were deferred, before anybody is asked about them."""
         self._deferred = len(requests.approvals) + len(requests.calls)
+
+    @property
+    def judged(self) -> int:
+        """How many answers there were when calls of this step were last found to wait: a later one was not used, even
+        if it is known by now."""
+        return self.seen if self._judged is None else self._judged
 
     @property
     def waited(self) -> bool:
@@ -178,8 +195,10 @@ class Waits:
         results = DeferredToolResults()
         for call in [*requests.approvals, *requests.calls]:
             answer = self.known(call.tool_call_id, self._rounds[call.tool_call_id])
+            if answer is not None and answer.kind == "decline":
+                self._denied(call.tool_call_id)
             if answer is None:
-                self.unresolved = True
+                self.unresolved, self._judged = True, self.seen
             elif call.tool_call_id in approvals:
                 results.approvals[call.tool_call_id] = _approval(answer)
             else:
@@ -191,7 +210,8 @@ class Waits:
 
     def deferring(self, suspension: Suspension) -> ApprovalRequired | CallDeferred:
         """A call is about to be deferred; what tells the agent's loop so."""
-        self.unresolved = self.unresolved or self.asked
+        if self.asked:
+            self.unresolved, self._judged = True, min(self.seen, self.judged)
         return suspension.deferral()
 
     def leave(self, call_id: str, round_: int, outcome: ledger.Outcome) -> ledger.Outcome:

@@ -23,6 +23,7 @@ from durable.decisions import Answer, Decisions
 from durable.errors import AlreadyDecided, InvalidRequest, RunEnded, RunFailed, StoreUnavailable, UnknownCall
 from durable.execution.waits import Waits
 from durable.settings import Settings
+from durable.suspension import RunSuspended
 from tests.conftest import eventually
 
 Call = tuple[str, dict[str, Any]]
@@ -553,6 +554,30 @@ async def test_an_answer_that_comes_between_two_looks_is_used_all_the_same(
     assert found == [None, "data", "more"]
 
 
+async def test_an_answer_that_is_known_too_late_to_be_used_wakes_the_run(
+    connected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All calls were found to wait. The answer is heard of before the run is suspended."""
+    resolve, late = Waits.resolve, list[str]()
+
+    async def resolve_early(self: Waits, *asked: Any) -> DeferredToolResults:
+        try:
+            return await resolve(self, *asked)
+        except RunSuspended:
+            if not late:
+                late.append("c1")
+                await handle.approve("c1")
+                await self.look()
+            raise
+
+    monkeypatch.setattr(Waits, "resolve", resolve_early)
+    async with connected(refund_agent([], requires_approval=True)) as agent:
+        handle = await agent.handle("early-run")
+        await agent.stream("refund me", run_id="early-run")
+        assert await told(handle) == {"c1": ["success", "refunded 500"]}
+    assert late == ["c1"]
+
+
 async def test_a_run_waits_all_the_same_when_redis_does_not_tell_the_answers(
     connected: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -570,3 +595,36 @@ async def test_a_run_waits_all_the_same_when_redis_does_not_tell_the_answers(
         assert asked
         await handle.approve("c1")
         assert await told(handle) == {"c1": ["success", "refunded 500"]}
+
+
+@pytest.mark.parametrize("kind", ["approval", "external"])
+async def test_a_call_that_is_declined_between_two_looks_ends_once(
+    connected: Any, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    answer, late = Waits.answer, list[str]()
+
+    async def declined(self: Waits, call_id: str, round_: int) -> Answer | None:
+        found = await answer(self, call_id, round_)
+        if found is None and not late:
+            late.append(call_id)
+            await handle.decline("c1", reason="no")
+            return None
+        return found
+
+    monkeypatch.setattr(Waits, "answer", declined)
+    agent = Agent(calling(("ask", {})), name="asker")
+
+    @agent.tool_plain
+    def ask() -> str:
+        raise CallDeferred if kind == "external" else ApprovalRequired
+
+    async with connected(agent) as durable:
+        handle = await durable.handle("declined-run")
+        await durable.stream("ask", run_id="declined-run")
+        [[_, reason]] = (await told(handle)).values()
+        seen = await types(handle)
+    assert reason == "no"
+    assert late == ["c1"]
+    assert [kind for kind in seen if kind in {"tool-output-denied", "tool-error", "tool-result"}] == [
+        "tool-output-denied"
+    ]
