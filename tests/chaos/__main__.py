@@ -24,7 +24,16 @@ def table(plan: Plan, verdict: Verdict) -> str:
     return "\n".join(["| What | How many |", "| --- | ---: |", *(f"| {name} | {count} |" for name, count in rows)])
 
 
-FLOOR: Final = {"kills": 50, "takeovers": 50, "writes refused": 5, "redis kills": 5, "API restarts": 3, "zombies": 10}
+FLOOR: Final = {
+    "kills": 50,
+    "takeovers": 50,
+    "writes refused": 5,
+    "redis kills": 5,
+    "API restarts": 3,
+    "zombies": 10,
+    "decisions": 100,
+    "answers refused": 20,
+}
 
 
 def _tell(line: str) -> None:

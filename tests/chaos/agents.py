@@ -57,10 +57,10 @@ def prompt_of(messages: list[ModelMessage]) -> str:
     return next(str(part.content) for part in parts if isinstance(part, UserPromptPart))
 
 
-def act(ctx: RunContext[Any]) -> None:
-    """Note the effect of the tool that is being called."""
+def act(ctx: RunContext[Any], part: str = "") -> None:
+    """Note the effect of the tool that is being called, or of a part of it."""
     call = tool_context(ctx)
-    note(Effect(call.tool_name, call.idempotency_key, call.attempt))
+    note(Effect(call.tool_name, call.idempotency_key + part, call.attempt))
 
 
 # Everything that a run may have.

@@ -6,10 +6,13 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import orjson
 
 from durable.chunks import Chunk
+from durable.decisions import Decisions
+from durable.doctor import Doctor
 from durable.fold import Folder
 from durable.journal import read
 from durable.runs import Runs
@@ -17,7 +20,13 @@ from durable.store import Store
 from durable.views import RunStatus
 from tests.chaos.effective import counted
 from tests.chaos.effects import Effect
-from tests.chaos.programs import Program
+from tests.chaos.programs import AGAIN, DECIDED, Program
+
+_OUTCOMES: Final = frozenset({"tool-result", "tool-error", "tool-output-denied"})
+_ANSWERS: Final = frozenset({"tool-call-decided", "tool-output-denied"})
+
+Accepted = Mapping[tuple[str, str], set[str]]
+"""Who was told that his answer stands, by run and call."""
 
 
 def sight(chunk: Chunk) -> bytes:
@@ -57,9 +66,13 @@ class Judge:
         store: Where they are.
         runs: Their records.
         effects: All that was done.
+        accepted: Who was told that his answer stands.
     """
 
-    def __init__(self, store: Store, runs: Runs, effects: Iterable[Effect]) -> None:
+    def __init__(self, store: Store, runs: Runs, effects: Iterable[Effect], accepted: Accepted) -> None:
+        self._accepted = accepted
+        self._decisions = Decisions(store, runs)
+        self._doctor = Doctor(store)
         self._store = store
         self._runs = runs
         self._effects: dict[str, list[Effect]] = defaultdict(list)
@@ -96,6 +109,8 @@ class Judge:
         elif not (record.status is RunStatus.CANCELLED and may_be_cancelled):
             faults.append(f"is {record.status}")
         faults += self._effect_faults(run_id, chunks, counts)
+        faults += await self._decision_faults(run_id, program, chunks, counts)
+        faults += [f"{finding.check}: {finding.message}" for finding in await self._doctor.examine(run_id)]
         return faults
 
     def _completed(self, run_id: str, program: Program, chunks: list[Chunk]) -> list[str]:
@@ -108,19 +123,60 @@ class Judge:
         names = sorted(name.partition(":")[2] for name in program.calls)
         if sorted(counted(chunks, "tool-call")) != names:
             faults.append("its calls are not those of its program")
-        if sorted([*counted(chunks, "tool-result"), *counted(chunks, "tool-error")]) != names:
+        if sorted(call for kind in _OUTCOMES for call in counted(chunks, kind)) != names:
             faults.append("not every call has one outcome")
-        undone = [name for name in program.calls if not self._effects[f"{run_id}:{name}"]]
+        denied = set(counted(chunks, "tool-output-denied"))
+        asked = {_call(name) for name, call in program.calls.items() if call.tool in DECIDED}
+        answers = [chunk.payload.tool_call_id for chunk in chunks if chunk.type in _ANSWERS]
+        if sorted(answers) != sorted(asked):
+            faults.append("not every call that waits has one answer in the log")
+        undone = [name for name in program.calls if _call(name) not in denied and not self._made(run_id, name)]
+        undone += [
+            name + AGAIN
+            for name, call in program.calls.items()
+            if call.tool == "inquire" and _call(name) not in denied and not self._made(run_id, name + AGAIN)
+        ]
         if undone:
             faults.append(f"calls were recorded and never made: {undone}")
+        return faults
+
+    def _made(self, run_id: str, name: str) -> list[Effect]:
+        return self._effects.get(f"{run_id}:{name}", [])
+
+    async def _decision_faults(
+        self, run_id: str, program: Program, chunks: list[Chunk], counts: Counter[str]
+    ) -> list[str]:
+        """Answers that the log and the calls do not have alike, that were given twice, or that were not heeded."""
+        faults = []
+        told = {chunk.payload.tool_call_id: chunk for chunk in chunks if chunk.type in _ANSWERS}
+        counts["decisions"] += len(told)
+        [calls] = await self._decisions.calls([run_id])
+        stored = {call.tool_call_id: call.answer for call in calls if call.answer is not None}
+        if sorted(told) != sorted(stored) or len(told) != sum(chunk.type in _ANSWERS for chunk in chunks):
+            faults.append(f"its log has answers to {sorted(told)}, its calls to {sorted(stored)}")
+        for call_id, answer in stored.items():
+            accepted = self._accepted.get((run_id, call_id), set())
+            if accepted - {answer.actor}:
+                faults.append(f"{call_id} was answered by {answer.actor}; also told so: {accepted}")
+        for name, call in program.calls.items():
+            decided = stored.get(_call(name))
+            guarded = {"risk": name, "inquire": name + AGAIN}.get(call.tool)
+            if guarded and self._made(run_id, guarded) and (decided is None or decided.kind == "decline"):
+                faults.append(f"{guarded} was made without an answer that allows it")
         return faults
 
     def _effect_faults(self, run_id: str, chunks: list[Chunk], counts: Counter[str]) -> list[str]:
         """Calls that were made after they were recorded, or twice by one attempt."""
         faults = []
-        outcomes = {
-            chunk.payload.tool_call_id: chunk.attempt for chunk in chunks if chunk.type in {"tool-result", "tool-error"}
-        }
+        outcomes: dict[str, int] = {}
+        again: set[str] = set()
+        for chunk in chunks:
+            if chunk.type == "tool-call-suspended":  # what came of its first part
+                again.add(chunk.payload.tool_call_id)
+                outcomes[chunk.payload.tool_call_id] = chunk.attempt
+            elif chunk.type in _OUTCOMES:
+                call = chunk.payload.tool_call_id
+                outcomes[call + AGAIN if call in again else call] = chunk.attempt
         for key, made in self._effects.items():
             if not key.startswith(f"{run_id}:"):
                 continue
@@ -133,6 +189,11 @@ class Judge:
             if recorded_by is not None and max(by_attempt) > recorded_by:
                 faults.append(f"{key} was made again after attempt {recorded_by} had recorded it")
         return faults
+
+
+def _call(name: str) -> str:
+    """The id of a call, of its name in the ledger."""
+    return name.partition(":")[2]
 
 
 def log_faults(chunks: Sequence[Chunk]) -> list[str]:

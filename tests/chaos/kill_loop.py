@@ -1,7 +1,8 @@
 """The kill loop: real workers, an API and a Redis are killed and frozen while runs of random programs go through them.
 
 At the end every run has ended as its program says, each log is one, everybody who followed it saw the same bytes, and
-nothing that was recorded was done again. A loop in which too little happened proves nothing: it fails as void.
+nothing that was recorded was done again. Calls that wait are answered by two who never agree: one of them decides, and
+what was decided is done once. A loop in which too little happened proves nothing: it fails as void.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 import signal
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field, replace
@@ -23,11 +24,13 @@ from typing import Any, Final, Self
 from pydantic import SecretStr
 
 from durable import Backoff, Client
+from durable.backend import Backend
+from durable.decisions import Answer
 from durable.dev.ports import free_port
 from durable.dev.redis_server import PrivateRedis
 from durable.dev.services import api_service
 from durable.dev.stack import Child, Stack
-from durable.errors import DurableError, RunEnded, StoreUnavailable
+from durable.errors import AlreadyDecided, DurableError, RunEnded, StoreUnavailable
 from durable.journal import read
 from durable.runs import Runs
 from durable.settings import Settings
@@ -41,6 +44,7 @@ from tests.deployment import Log
 
 LEASE: Final = 1.0
 WORKERS: Final = 4
+DECIDERS: Final = ("alice", "bob")
 PATIENT: Final = Backoff(patience=120.0)
 _LOST: Final = re.compile(r"lease \d+ lost")
 _REFUSED: Final = re.compile(r"was refused")
@@ -67,7 +71,7 @@ class Plan:
 
     seconds: float
     seed: int
-    at_once: int = 16
+    at_once: int = 20
     kill: tuple[float, float] = (0.4, 1.2)
     freeze: tuple[float, float] = (1.0, 2.0)
     freezers: int = 1
@@ -96,6 +100,7 @@ class KillLoop:
         self.programs: dict[str, Program] = {}
         self.cancelled: set[str] = set()
         self.followed: list[Followed] = []
+        self.accepted: dict[tuple[str, str], set[str]] = defaultdict(set)
         self.fallen: list[str] = []
         self._say = say
         self._cleanup = ExitStack()
@@ -160,13 +165,14 @@ class KillLoop:
                 )
             ]
             callers = [tasks.create_task(self._call(number)) for number in range(plan.at_once)]
-            watch = tasks.create_task(self._watch(started))
+            others = [tasks.create_task(self._watch(started)), *map(tasks.create_task, map(self._decide, DECIDERS))]
             await asyncio.sleep(plan.seconds)
             self._over.set()
             await asyncio.wait(faults)
             await self._heal()
             await asyncio.wait(callers)
-            watch.cancel()
+            for task in others:
+                task.cancel()
         self.counts["runs"] = len(self.programs)
         self.counts["seconds"] = round(time.monotonic() - started)
         return await self._judge()
@@ -227,6 +233,32 @@ class KillLoop:
         with contextlib.suppress(RunEnded):
             await self._client.cancel(run_id)
             self.cancelled.add(run_id)
+
+    async def _decide(self, actor: str) -> None:
+        """Answer what waits, and always in another way than the others do."""
+        answers = {
+            "approval": Answer(kind="approve" if actor == DECIDERS[0] else "decline", actor=actor),
+            "resume": Answer(kind="resume", data=actor, actor=actor),
+        }
+        chance = seeded(f"{self.plan.seed} decider {actor}")
+        async with Backend(Store.of(self._settings), self._settings) as backend:
+            while True:
+                try:
+                    calls, _ = await backend.decisions.page()
+                    for call in chance.sample(calls, len(calls)):
+                        await self._answer(backend, call.run_id, call.tool_call_id, answers[str(call.kind)])
+                except StoreUnavailable:
+                    self.counts["answers without a reply"] += 1
+                await asyncio.sleep(chance.uniform(0, 0.05))
+
+    async def _answer(self, backend: Backend, run_id: str, call: str, answer: Answer) -> None:
+        try:
+            await backend.decide(run_id, call, answer)
+            self.accepted[run_id, call].add(str(answer.actor))
+        except AlreadyDecided:
+            self.counts["answers refused"] += 1
+        except RunEnded:
+            self.counts["answers too late"] += 1
 
     # What happens to it.
 
@@ -321,7 +353,7 @@ class KillLoop:
         logs = "".join(worker.log.read_text(errors="replace") for worker in self._crew.all)
         self.counts["leases lost by living owners"] = len(_LOST.findall(logs))
         self.counts["writes refused"] = len(_REFUSED.findall(logs))
-        judge = Judge(self._store, self._runs, effects.read(self._folder / "effects"))
+        judge = Judge(self._store, self._runs, effects.read(self._folder / "effects"), self.accepted)
         verdict = await judge.all(self.programs, self.cancelled, self.followed)
         verdict.counts.update(self.counts)
         self._look_for_fallen()

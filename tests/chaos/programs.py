@@ -11,15 +11,20 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass, field
 from random import Random
-from typing import Any
+from typing import Any, Final
 
 import orjson
-from pydantic_ai import Agent, ModelRetry, RunContext, ToolFailed
+from pydantic_ai import Agent, ModelRetry, RunContext, Tool, ToolFailed
 from pydantic_ai.messages import ModelMessage
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
 
-from durable import create_evented_agent
+from durable import create_evented_agent, resume_data, suspend
 from tests.chaos.agents import act, prompt_of, requests
+
+AGAIN: Final = "+1"
+"""What the key of an effect ends with when the tool was called again with data."""
+DECIDED: Final = ("risk", "inquire")
+"""Tools whose calls wait for somebody."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,8 @@ class Call:
     """A tool call.
 
     Attributes:
-        tool: `work`, `work_sync`, `break_off` (fails) or `insist` (asks for another try).
+        tool: `work`, `work_sync`, `break_off` (fails), `insist` (asks for another try), `risk` (has to be approved) or
+            `inquire` (waits for data).
         ms: How long it takes.
     """
 
@@ -88,7 +94,7 @@ class Program:
 
 
 def _call(chance: Random) -> Call:
-    tool = chance.choice(("work", "work", "work_sync", "break_off", "insist"))
+    tool = chance.choice(("work", "work", "work_sync", "break_off", "insist", "risk", "inquire"))
     return Call(tool, chance.choice((0, 10, 80, 300)))
 
 
@@ -133,11 +139,26 @@ async def insist(ctx: RunContext[Any], ms: int) -> str:
     raise ModelRetry("once more")
 
 
+async def risk(ctx: RunContext[Any], ms: int) -> str:
+    """Do what nobody wants to happen twice, or against somebody's will."""
+    return await work(ctx, ms)
+
+
+async def inquire(ctx: RunContext[Any], ms: int) -> str:
+    """Ask for data, once."""
+    data = resume_data(ctx)
+    act(ctx, part=AGAIN if data is not None else "")
+    await asyncio.sleep(ms / 1000)
+    if data is None:
+        raise suspend({"ms": ms})
+    return f"heard {data}"
+
+
 program = create_evented_agent(
     Agent(
         FunctionModel(stream_function=_play, model_name="scripted"),
         name="program",
-        tools=[work, work_sync, break_off, insist],
+        tools=[work, work_sync, break_off, insist, Tool(risk, requires_approval=True), inquire],
         retries=10,
     )
 )

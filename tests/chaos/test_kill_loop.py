@@ -11,7 +11,7 @@ from tests.chaos.kill_loop import KillLoop, Plan
 
 SEED: Final = int(os.environ.get("SEED", "1"))
 FLOOR: Final = {
-    "runs": 60,
+    "runs": 50,
     "kills": 12,
     "takeovers": 15,
     "zombies": 2,
@@ -20,6 +20,8 @@ FLOOR: Final = {
     "API restarts": 1,
     "observers": 60,
     "reconnects": 30,
+    "decisions": 20,
+    "answers refused": 5,
 }
 
 
