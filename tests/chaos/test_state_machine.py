@@ -17,17 +17,20 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from durable.chunks import Chunk
-from durable.errors import RunEnded
+from durable.decisions import DEADLINE, Answer, Call, Decisions, Question
+from durable.errors import AlreadyDecided, RunEnded, UnknownCall
 from durable.journal import read
-from durable.leases import Lease, Refusal, claim, release
+from durable.leases import Lease, Refusal, claim, release, suspend
 from durable.scripts import APPEND, FINISH, RENEW, REQUEUE
 from durable.store import Store, text
+from durable.views import RunStatus
 from tests.workbench import Workbench, on
 
 FAR_MS: Final = 3_600_000
 EVERYWHERE: Final = os.environ.get("CHAOS") == "all"
 RUNS: Final = st.integers(0, 2)
-LIVE: Final = ("queued", "running")
+LIVE: Final = ("queued", "running", "suspended")
+CALLS: Final = st.sampled_from(["c1", "c2"])
 
 
 @dataclass
@@ -38,6 +41,21 @@ class Sent:
     bodies: list[bytes]
     first: int
     last: int
+
+
+@dataclass
+class Waited:
+    """A call that waits, or waited.
+
+    Attributes:
+        round: How often it was answered before.
+        due: Whether it has a deadline. It comes when the model says so.
+        answer: What was answered; None while it waits.
+    """
+
+    round: int
+    due: bool
+    answer: Answer | None = None
 
 
 @dataclass
@@ -52,6 +70,9 @@ class Model:
         leased: Whether it is there.
         woken: Whether a wake-up is noted; it is always due.
         cancelled: Whether a cancel was asked for.
+        seen: Decisions that the newest owner knows of.
+        decisions: Answers that were given.
+        calls: Calls that wait, or waited, by their ids.
         log: Bodies and attempts, in order.
         writers: What the writer of each token sent last.
     """
@@ -64,6 +85,9 @@ class Model:
     leased: bool = False
     woken: bool = True
     cancelled: bool = False
+    seen: int = 0
+    decisions: int = 0
+    calls: dict[str, Waited] = field(default_factory=dict)
     log: list[tuple[int, bytes]] = field(default_factory=list)
     writers: dict[int, Sent] = field(default_factory=dict)
 
@@ -87,6 +111,7 @@ class Runs(RuleBasedStateMachine):
         self.bench = Workbench(on(self.url, lease_seconds=FAR_MS / 1000))
         self.store: Store = self.bench.store
         self.keys = self.store.keys
+        self.decisions = Decisions(self.store, self.bench.runs)
         self.models: list[Model] = []
         self.words = 0
 
@@ -115,11 +140,14 @@ class Runs(RuleBasedStateMachine):
         found = self.do(claim(self.store, self.bench.settings, model.run_id, "me"))
         if model.status not in LIVE:
             assert found == Refusal("ended")
+        elif model.status == "suspended":
+            assert found == Refusal("suspended")
         elif model.held:
             assert found == Refusal("held")
         else:
             model.token, model.claims, model.status = model.token + 1, model.claims + 1, "running"
             model.held, model.leased, model.woken = True, True, False
+            model.seen = model.decisions
             assert isinstance(found, Lease)
             assert (found.token, found.last_seq, found.claims) == (model.token, len(model.log), model.claims)
 
@@ -175,6 +203,103 @@ class Runs(RuleBasedStateMachine):
             model.writers[token] = Sent(number, bodies, first, last)
             model.end(status)
             assert answer == ["written", first, last]
+
+    @precondition(lambda self: self.models)
+    @rule(run=RUNS, behind=st.integers(0, 1), call=CALLS, due=st.booleans())
+    def announce(self, run: int, behind: int, call: str, *, due: bool) -> None:
+        """A call begins to wait: for the first time, or again after it was answered."""
+        model = self.models[run % len(self.models)]
+        token, bodies, before = model.token - behind, self.bodies(1), model.calls.get(call)
+        if before is not None and before.answer is None:
+            return  # nobody asks twice
+        place = 0 if before is None else before.round + 1
+        number = model.writers[token].number + 1 if token in model.writers else 1
+        asked = Question(tool_name="pay", kind="approval").to_json()
+        waits: list[Any] = [call, f"1 {place}", asked, FAR_MS if due else ""]
+        answer = self.do(self._append(model, token, number, bodies, waits=waits))
+        if model.status != "running" or token != model.token:
+            assert answer == ["fenced"]
+            return
+        first, last = model.write(token, bodies)
+        model.writers[token] = Sent(number, bodies, first, last)
+        model.calls[call] = Waited(place, due)
+        assert answer == ["written", first, last]
+
+    @precondition(lambda self: any(model.calls for model in self.models))
+    @rule(run=RUNS, call=CALLS, kind=st.sampled_from(["approve", "decline"]))
+    def decide(self, run: int, call: str, kind: Any) -> None:
+        """Somebody answers: first, again in the same way, in another way, or too late."""
+        model = self.models[run % len(self.models)]
+        waited, answer = model.calls.get(call), Answer(kind=kind, actor="somebody")
+        deciding = self.decisions.decide(model.run_id, call, answer)
+        if waited is None:
+            with pytest.raises(UnknownCall):
+                self.do(deciding)
+        elif waited.answer is not None:
+            if waited.answer.kind == kind:
+                assert self.do(deciding) is None
+            else:
+                with pytest.raises(AlreadyDecided):
+                    self.do(deciding)
+        elif model.status not in LIVE:
+            with pytest.raises(RunEnded):
+                self.do(deciding)
+        else:
+            self._decided(model, waited, answer, self.do(deciding))
+
+    @precondition(lambda self: any(model.calls for model in self.models))
+    @rule(run=RUNS, call=CALLS, passed=st.booleans())
+    def reach_a_deadline(self, run: int, call: str, *, passed: bool) -> None:
+        """A sweeper acts on a deadline that it saw; it may be gone by now, or not have passed."""
+        model = self.models[run % len(self.models)]
+        waited, answer = model.calls.get(call), Answer(kind="decline", reason="late", actor=DEADLINE)
+        if waited is None or waited.answer is not None or model.status not in LIVE:
+            return
+        if passed:
+            member = {f"{model.run_id}:{call}": 0}
+            assert self.do(self.store.redis.zadd(self.keys.deadlines, member, xx=True, ch=True)) == waited.due
+        woken = self.do(self.decisions.decide(model.run_id, call, answer, due=True))
+        if passed and waited.due:
+            self._decided(model, waited, answer, woken)
+        else:
+            assert woken is None
+
+    def _decided(self, model: Model, waited: Waited, answer: Answer, woken: Any) -> None:
+        """An answer was the first one: it is in the log, and the run is woken if it waits for it."""
+        assert (woken is not None) == (model.status == "suspended")
+        waited.answer = answer
+        model.decisions, model.claims = model.decisions + 1, 0
+        model.log.append((0, b""))
+        if model.status == "suspended":
+            model.status, model.woken = "queued", True
+            self.do(self.store.redis.zadd(self.keys.wakeups, {model.run_id: 0}, xx=True))
+
+    @precondition(lambda self: self.models)
+    @rule(run=RUNS)
+    def look_for_answers(self, run: int) -> None:
+        """The owner hears of the answers."""
+        model = self.models[run % len(self.models)]
+        _, model.seen = self.do(self.decisions.answers(model.run_id))
+        assert model.seen == model.decisions
+
+    @precondition(lambda self: self.models)
+    @rule(run=RUNS, behind=st.integers(0, 1))
+    def suspend(self, run: int, behind: int) -> None:
+        """An owner gives the run up until somebody answers; not if somebody has, and it does not know."""
+        model = self.models[run % len(self.models)]
+        lease = Lease(model.run_id, model.token - behind, 0, 0)
+        verdict = self.do(suspend(self.store, lease, model.seen, {"reason": "decision"}))
+        if model.status == "suspended" and not behind:
+            assert verdict == "suspended"
+        elif model.status != "running" or behind:
+            assert verdict == "fenced"
+        elif model.cancelled:
+            assert verdict == "cancel"
+        elif model.seen != model.decisions:
+            assert verdict == "decided"
+        else:
+            assert verdict == "suspended"
+            model.status, model.held, model.leased, model.claims = "suspended", False, False, 0
 
     @precondition(lambda self: self.models)
     @rule(run=RUNS)
@@ -263,18 +388,28 @@ class Runs(RuleBasedStateMachine):
             assert [(attempt, body if attempt else b"") for attempt, body in found] == model.log
 
     @invariant()
+    def calls_that_wait_are_in_the_indexes_and_no_others(self) -> None:
+        waiting = {
+            f"{model.run_id}:{call}": waited.due
+            for model in self.models
+            for call, waited in model.calls.items()
+            if waited.answer is None and model.status in LIVE
+        }
+        inbox, deadlines = self.do(self._waiting())
+        assert {text(member) for member in inbox} == set(waiting)
+        assert {text(member) for member in deadlines} == {member for member, due in waiting.items() if due}
+        for model, calls in zip(self.models, self.do(self._calls()), strict=True):
+            found = {call.tool_call_id: (call.round, call.answer) for call in calls}
+            assert found == {name: (waited.round, waited.answer) for name, waited in model.calls.items()}
+
+    @invariant()
     def every_run_is_leased_or_waits_or_has_ended(self) -> None:
         for model in self.models:
-            leased = self.do(self.store.redis.zscore(self.keys.leases, f"{model.run_id}:{model.token}")) is not None
-            waits = self.do(self.store.redis.zscore(self.keys.wakeups, model.run_id)) is not None
+            leased, waits, *places = self.do(self._places(model))
             assert {"queued": waits and not leased, "running": leased and not waits}.get(
                 model.status, not leased and not waits
             )
-            indexed = [
-                status
-                for status in ("queued", "running", "completed", "failed", "cancelled")
-                if self.do(self.store.redis.zscore(self.keys.runs(status=status), model.run_id)) is not None
-            ]
+            indexed = [status for status, there in zip(RunStatus, places, strict=True) if there]
             assert indexed == [model.status]
 
     async def _chunks(self, model: Model) -> list[Chunk]:
@@ -285,12 +420,38 @@ class Runs(RuleBasedStateMachine):
         names = [keys.run(run_id), keys.log(run_id), keys.checkpoints(run_id), keys.ledger(run_id)]
         return [*names, keys.calls(run_id), keys.pending, keys.deadlines]
 
+    async def _places(self, model: Model) -> list[bool]:
+        """Whether the run is in the index of leases, of wake-ups, and of each status."""
+        async with self.store.redis.pipeline(transaction=False) as pipe:
+            pipe.zscore(self.keys.leases, f"{model.run_id}:{model.token}")
+            for index in (self.keys.wakeups, *(self.keys.runs(status=status) for status in RunStatus)):
+                pipe.zscore(index, model.run_id)
+            return [score is not None for score in await pipe.execute()]
+
+    async def _waiting(self) -> list[list[bytes]]:
+        """The calls that wait, and those with a deadline, by their indexes."""
+        async with self.store.redis.pipeline(transaction=False) as pipe:
+            for index in (self.keys.pending, self.keys.deadlines):
+                pipe.zrange(index, 0, -1)
+            found: list[list[bytes]] = await pipe.execute()
+        return found
+
+    async def _calls(self) -> list[list[Call]]:
+        return await self.decisions.calls([model.run_id for model in self.models])
+
     async def _append(
-        self, model: Model, token: int, number: int, bodies: list[bytes], *, progress: bool = False
+        self,
+        model: Model,
+        token: int,
+        number: int,
+        bodies: list[bytes],
+        *,
+        progress: bool = False,
+        waits: list[Any] | None = None,
     ) -> list[Any]:
         run_id, keys = model.run_id, self.keys
         head: list[Any] = [keys.channel(run_id), token, f"a{token}", number, len(bodies), b"\n".join(bodies)]
-        args = [*head, "1" if progress else "0", "", run_id, 0]
+        args = [*head, "1" if progress else "0", "", run_id, 0, *(waits or [])]
         return _plain(await self.store.run(APPEND, self._names(run_id), args))
 
     async def _finish(self, model: Model, token: int, number: int, bodies: list[bytes], status: str) -> list[Any]:
@@ -316,11 +477,11 @@ def machine(redis_url: str) -> type[Runs]:
     return type("Machine", (Runs,), {"url": redis_url})
 
 
-@pytest.mark.timeout(1800 if EVERYWHERE else 60)
+@pytest.mark.timeout(1800 if EVERYWHERE else 120)
 def test_the_store_is_what_the_model_says(machine: type[Runs]) -> None:
     case: Any = machine.TestCase
     case.settings = settings(
-        max_examples=1000 if EVERYWHERE else 40,
+        max_examples=1000 if EVERYWHERE else 20,
         stateful_step_count=40,
         deadline=None,
         derandomize=not EVERYWHERE,
