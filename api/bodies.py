@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field
 
 from durable.chunks import Wire
+from durable.decisions import LONGEST_ACTOR, LONGEST_REASON
 from durable.runs import RunRequest
 
 MAX_METADATA_KEYS = 50
@@ -55,6 +56,10 @@ class SubmitBody(Wire):
         Field(description="How often in a row it is tried again when the model's provider fails.", ge=0, le=100),
     ] = None
     deps: Annotated[Any, Field(description="JSON for the agent's dependencies.")] = None
+    require_tool_approval: Annotated[
+        bool | str | None,
+        Field(description="Whether every tool call has to be approved, or the agent's policy that tells which."),
+    ] = None
 
     def request(self) -> RunRequest:
         """The run's request, as it is stored."""
@@ -62,10 +67,48 @@ class SubmitBody(Wire):
         return RunRequest(**{name: getattr(self, name) for name in names})
 
 
+Actor = Annotated[str | None, Field(max_length=LONGEST_ACTOR, description="Who says so, for the log.")]
+Reason = Annotated[str | None, Field(max_length=LONGEST_REASON)]
+
+
 class CancelBody(Wire):
     """Why a run is cancelled, and by whom."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"reason": "the user pressed stop"}]})
 
-    reason: Annotated[str | None, Field(max_length=1000)] = None
-    actor: Annotated[str | None, Field(max_length=200)] = None
+    reason: Reason = None
+    actor: Actor = None
+
+
+class ApproveBody(Wire):
+    """Lets a call be made: `args` in place of the model's arguments, if they are given."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"actor": "ada"}, {"args": {"order": "4711", "amount": 100}, "actor": "ada"}]},
+    )
+
+    args: Annotated[dict[str, Any] | None, Field(description="All arguments, as the tool's schema wants them.")] = None
+    actor: Actor = None
+
+
+class DeclineBody(Wire):
+    """Why a call is not made: the model is told."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"reason": "Only up to 100.", "actor": "ada"}]}
+    )
+
+    reason: Reason = None
+    actor: Actor = None
+
+
+class ResumeBody(Wire):
+    """What a call waits for: any JSON that fits its schema, null included."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"data": {"seat": "12A"}, "actor": "ada"}]}
+    )
+
+    data: Annotated[Any, Field(description="Data for the tool, or the result of a call that is executed elsewhere.")]
+    actor: Actor = None

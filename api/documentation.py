@@ -65,6 +65,39 @@ RUN: Final[dict[str, Any]] = {
 _BEGUN: Final = {"agent", "runId", "createdAt", "metadata", "links"}
 NEW_RUN: Final = {**{k: v for k, v in RUN.items() if k in _BEGUN}, "status": "queued", "attempt": 0, "lastSeq": 0}
 RUNS: Final = {"runs": [{k: v for k, v in RUN.items() if k != "output"}], "next": "1795507200000.1"}
+_CALL: Final = {
+    "toolCallId": "call_8Zk2",
+    "toolName": "refund",
+    "args": {"order": "4711", "amount": 120},
+    "kind": "approval",
+    "resumeSchema": {
+        "type": "object",
+        "properties": {"approved": {"type": "boolean"}, "reason": {"type": "string"}},
+        "required": ["approved"],
+    },
+    "since": "2026-11-24T08:00:01.204000Z",
+    "expiresAt": "2026-11-25T08:00:01.204000Z",
+    "onExpiry": "decline",
+    "links": {
+        "run": "/v1/runs/6mUYXuWMuVhRIctqrwgGLg",
+        "approve": "/v1/runs/6mUYXuWMuVhRIctqrwgGLg/tool-calls/call_8Zk2/approve",
+        "decline": "/v1/runs/6mUYXuWMuVhRIctqrwgGLg/tool-calls/call_8Zk2/decline",
+    },
+}
+INBOX: Final = {
+    "pending": [{**_CALL, "runId": "6mUYXuWMuVhRIctqrwgGLg", "agent": "support"}],
+    "next": "1795507201204.6mUYXuWMuVhRIctqrwgGLg%3Acall_8Zk2",
+}
+
+
+def decided(decision: str, **more: str) -> dict[str, Any]:
+    """A run whose call has just had an answer: it waits for a worker to go on."""
+    told = {"toolCallId": "call_8Zk2", "toolName": "refund", "decision": decision, **more, "actor": "ada"}
+    begun = {name: RUN[name] for name in ("runId", "createdAt", "startedAt", "metadata", "links")}
+    decision_at = {**told, "at": "2026-11-24T08:31:07.918000Z"}
+    return {**begun, "agent": "support", "status": "queued", "attempt": 1, "lastSeq": 12, "decisions": [decision_at]}
+
+
 MESSAGES: Final = {
     "messages": [
         {"role": "user", "content": "What is the weather in Basel?"},

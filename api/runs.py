@@ -20,20 +20,12 @@ from durable.views import ChunkPage, RunPage, RunStatus, RunView
 from .bodies import CancelBody, SubmitBody
 from .dependencies import TheBackend
 from .documentation import CHUNKS_RESPONSES, NEW_RUN, RUN, RUNS, errors, example, known
+from .links import linked
 from .sse import event_stream
 
 router = APIRouter(prefix="/v1", tags=["runs"])
 
 _CURSOR: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
-
-
-def linked(view: RunView) -> RunView:
-    """A run with its links. Only one that can be retried has the link for it."""
-    path = f"/v1/runs/{view.run_id}"
-    names = ["chunks", "messages", "diagnosis", "cancel"]
-    if view.status in {RunStatus.FAILED, RunStatus.CANCELLED}:
-        names.append("retry")
-    return view.model_copy(update={"links": {"self": path, **{name: f"{path}/{name}" for name in names}}})
 
 
 async def look(backend: Backend, run_id: str) -> RunView:

@@ -7,7 +7,9 @@ executes its other calls, and the same answer again is no error, however often a
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, cast
@@ -30,9 +32,11 @@ from durable.chunks import (
     encode_body,
 )
 from durable.chunks.base import Json, Wire
-from durable.errors import AlreadyDecided, InvalidRequest, RunEnded, UnknownCall
+from durable.errors import AlreadyDecided, InvalidRequest, RequestTooLarge, RunEnded, UnknownCall
+from durable.positions import Position, batches
 from durable.runs import WAKE_GRACE, RunRecord, Runs
 from durable.runs.collection import as_json
+from durable.runs.record import RUN_ID
 from durable.scripts import DECIDE
 from durable.store import Store, text
 from durable.suspension import Kind, OnExpiry
@@ -42,13 +46,18 @@ DEADLINE: Final = "deadline"
 """The actor of an answer that nobody gave in time."""
 LARGEST_ANSWER: Final = 262_144
 """Bytes of an answer's JSON, at most."""
+LONGEST_REASON: Final = 1000
+LONGEST_ACTOR: Final = 200
+"""Characters of what is said of an answer, at most."""
 OUT_OF_TIME: Final = "Nobody answered in time."
 
+_MEMBER: Final = re.compile(rf"{RUN_ID.pattern}:.*", re.ASCII | re.DOTALL)
+
 Verb = Literal["approve", "decline", "resume", "fail"]
-_VERBS: Final[dict[Kind, frozenset[Verb]]] = {
-    "approval": frozenset({"approve", "decline"}),
-    "resume": frozenset({"resume", "decline"}),
-    "external": frozenset({"resume", "decline"}),
+_VERBS: Final[dict[str, tuple[Verb, ...]]] = {
+    "approval": ("approve", "decline"),
+    "resume": ("resume", "decline"),
+    "external": ("resume", "decline"),
 }
 
 
@@ -204,7 +213,7 @@ class Decisions:
             for run_id in run_ids:
                 pipe.hgetall(self._store.keys.calls(run_id))
             found = await pipe.execute()
-        return [_read_all(fields) for fields in found]
+        return [read_calls(fields) for fields in found]
 
     async def answers(self, run_id: str) -> tuple[dict[str, Answer], int]:
         """The answers of a run under their names in the ledger, and how many there were before these were read.
@@ -219,25 +228,30 @@ class Decisions:
             count, entries = await pipe.execute()
         return read_answers({text(name): value for name, value in entries.items()}), int(count or 0)
 
-    async def page(self, *, limit: int = 50, cursor: str | None = None) -> tuple[list[InboxCall], str | None]:
-        """Calls of all runs that wait, those that wait longest first, and the cursor of the next page.
+    async def page(
+        self, *, agent: str = "", limit: int = 50, cursor: str | None = None
+    ) -> tuple[list[InboxCall], str | None]:
+        """Calls of all runs, or of those of an agent, that wait; those that wait longest first, and the cursor of the
+        next page. Calls whose run expired leave the index.
 
         Raises:
             InvalidRequest: The cursor is not one of ours.
             StoreUnavailable: Redis does not answer.
         """
-        if cursor is not None and not cursor.isascii():
-            raise InvalidRequest("The cursor is not one that this server gave.")
-        start = 0 if cursor is None else _position(cursor)
+        index = self._store.keys.pending
         found: list[InboxCall] = []
-        async with self._store.guard():
-            members = cast(
-                "list[bytes]", await self._store.redis.zrange(self._store.keys.pending, start, start + limit - 1)
-            )
-        places = [text(member).partition(":")[::2] for member in members]
-        calls = await self._each(places)
-        found = [call.inbox(run_id) for (run_id, _), call in zip(places, calls, strict=True) if call is not None]
-        return found, str(start + limit) if len(members) == limit else None
+        seen = Position.parse(cursor, _MEMBER)
+        async with aclosing(batches(self._store, index, seen, size=limit)) as read:
+            async for batch in read:
+                places = [_place(position.member) for position in batch]
+                calls = await self._each(places)
+                await self._forget(index, [at.member for at, call in zip(batch, calls, strict=True) if call is None])
+                for position, (run_id, _), call in zip(batch, places, calls, strict=True):
+                    if call is not None and call.answer is None and agent in {"", call.question.agent}:
+                        found.append(call.inbox(run_id))
+                        if len(found) == limit:
+                            return found, str(position)
+        return found, None
 
     async def decide(self, run_id: str, tool_call_id: str, answer: Answer, *, due: bool = False) -> RunRecord | None:
         """Answer a call, once. Returns the run when it has to be woken, else None.
@@ -250,6 +264,7 @@ class Decisions:
 
         Raises:
             InvalidRequest: The answer is not one to what is asked, or does not fit its schema. The call still waits.
+            RequestTooLarge: It is larger than `LARGEST_ANSWER`.
             UnknownRun, RunExpired, UnknownCall: There is no such run or call.
             AlreadyDecided: It was answered in another way; `details` tell how.
             RunEnded: The run ended before the call was answered.
@@ -257,7 +272,7 @@ class Decisions:
         """
         while True:
             call = await self._call(run_id, tool_call_id)
-            if call.answer is None:
+            if call.answer is None and not due:
                 _check(call.question, answer)
             verdict, *more = await self._apply(run_id, call, answer, due=due)
             match text(verdict):
@@ -289,12 +304,10 @@ class Decisions:
             members = cast(
                 "list[bytes]", await self._store.redis.zrangebyscore(keys.deadlines, "-inf", now, start=0, num=limit)
             )
-        places = [text(member).partition(":")[::2] for member in members]
+        places = [_place(text(member)) for member in members]
         calls = await self._each(places)
         gone = [member for member, call in zip(members, calls, strict=True) if call is None or call.answer is not None]
-        if gone:
-            async with self._store.guard():
-                await self._store.redis.zrem(keys.deadlines, *gone)
+        await self._forget(keys.deadlines, gone)
         return [
             (run_id, call_id, call.question.on_expiry)
             for (run_id, call_id), call in zip(places, calls, strict=True)
@@ -343,7 +356,12 @@ class Decisions:
             raise UnknownCall
         return call
 
-    async def _each(self, places: Sequence[tuple[str, ...]]) -> list[Call | None]:
+    async def _forget(self, index: str, members: Sequence[str | bytes]) -> None:
+        if members:
+            async with self._store.guard():
+                await self._store.redis.zrem(index, *members)
+
+    async def _each(self, places: Sequence[tuple[str, str]]) -> list[Call | None]:
         if not places:
             return []
         async with self._store.guard(), self._store.redis.pipeline(transaction=False) as pipe:
@@ -353,6 +371,11 @@ class Decisions:
         return [
             Call.read(call, *row) if row[0] is not None else None for (_, call), row in zip(places, rows, strict=True)
         ]
+
+
+def verbs_of(kind: str | None) -> tuple[Verb, ...]:
+    """How a call that waits for this can be answered."""
+    return _VERBS.get(kind or "", ())
 
 
 def with_calls(view: RunView, calls: Sequence[Call]) -> RunView:
@@ -367,7 +390,8 @@ def read_answers(entries: Mapping[str, bytes]) -> dict[str, Answer]:
     return {name: Answer.model_validate_json(value) for name, value in entries.items() if ledger.is_answer(name)}
 
 
-def _read_all(fields: Mapping[bytes, bytes]) -> list[Call]:
+def read_calls(fields: Mapping[bytes, bytes]) -> list[Call]:
+    """The calls of a run from what its hash of calls holds, those that waited first ahead."""
     named = {text(name): value for name, value in fields.items()}
     calls = [
         Call.read(name[2:], value, named["c:" + name[2:]], named["t:" + name[2:]], named.get("d:" + name[2:]))
@@ -390,19 +414,24 @@ def _chunk(call: Call, answer: Answer) -> Chunk:
 
 
 def _check(asked: Question, answer: Answer) -> None:
-    """Refuse what is no answer to what is asked."""
-    if answer.kind == "fail" or (answer.actor == DEADLINE and answer.kind == "approve"):
-        return
-    if answer.kind not in _VERBS[asked.kind]:
-        raise InvalidRequest(f"This call can be answered by: {', '.join(sorted(_VERBS[asked.kind]))}.")
+    """Refuse what is no answer to what is asked, or what nobody outside may say."""
+    verbs = verbs_of(asked.kind)
+    if answer.kind not in verbs:
+        raise InvalidRequest(f"This call can be answered by: {', '.join(verbs)}.")
+    if len(answer.actor or "") > LONGEST_ACTOR or len(answer.reason or "") > LONGEST_REASON:
+        raise InvalidRequest(f"A reason has {LONGEST_REASON} characters, at most, and an actor {LONGEST_ACTOR}.")
+    if answer.actor == DEADLINE:
+        raise InvalidRequest("This actor stands for nobody's answer.", field="actor")
     with as_json():
-        size = len(answer.to_json())
-    if size > LARGEST_ANSWER:
-        raise InvalidRequest(f"An answer has {LARGEST_ANSWER} bytes, at most.")
+        stored = answer.to_json()
+    if len(stored) > LARGEST_ANSWER:
+        raise RequestTooLarge(f"An answer has {LARGEST_ANSWER} bytes, at most.")
+    # What is stored is looked at: it may differ from what was given, as a number that JSON does not have.
+    values = orjson.loads(stored)
     if answer.kind == "approve" and answer.args is not None:
-        _fits(answer.args, asked.args_schema, "args")
+        _fits(values["args"], asked.args_schema, "args")
     if answer.kind == "resume":
-        _fits(answer.data, asked.resume_schema, "data")
+        _fits(values.get("data"), asked.resume_schema, "data")
 
 
 def _fits(value: Json, schema: dict[str, Json], name: str) -> None:
@@ -423,10 +452,10 @@ def _fits(value: Json, schema: dict[str, Json], name: str) -> None:
         raise InvalidRequest("The answer does not fit its schema.", issues=issues)
 
 
-def _position(cursor: str) -> int:
-    if not cursor.isdecimal() or len(cursor) > 9:
-        raise InvalidRequest("The cursor is not one that this server gave.")
-    return int(cursor)
+def _place(member: str) -> tuple[str, str]:
+    """The run and the call that a member of an index names."""
+    run_id, _, call = member.partition(":")
+    return run_id, call
 
 
 def _moment(ms: int) -> datetime:

@@ -14,12 +14,12 @@ from pydantic_ai.tools import ToolDefinition
 
 from durable.chunks.base import Json
 from durable.errors import ConfigurationError
+from durable.tool_options import OnToolError, check_tools
 
 DEFAULT_MAX_STEPS: Final = 20
 AGENT_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}", re.ASCII)
 
 AgentKind = Literal["evented", "durable"]
-OnToolError = Literal["fail", "continue"]
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,9 @@ def define(agent: AbstractAgent[Any, Any], kind: AgentKind, **options: Any) -> A
     """Make the definition of an agent.
 
     Raises:
-        ConfigurationError: The agent has no name, or an option does not fit.
+        ConfigurationError: The agent has no name, or an option does not fit, of it or of a tool.
     """
     if not agent.name:
         raise ConfigurationError("The agent needs a name: Agent(…, name='support'). Runs are addressed by it.")
+    check_tools(agent)
     return AgentDefinition(name=agent.name, agent=agent, kind=kind, **options)

@@ -12,15 +12,28 @@ from typing import Final, cast
 
 from durable.announcements import Announcements
 from durable.chunks.base import Json
+from durable.decisions import Call, read_calls
 from durable.runs import RETRYING, RunRecord, Runs
 from durable.settings import Settings
 from durable.store import Store, text
+from durable.suspension import Kind, OnExpiry
 from durable.views import Diagnosis, Fact, RunStatus, RunView
 
 NO_WORKER: Final = "no_worker"
 """The reason of a queued run whose agent no live worker serves."""
 MOST_COUNTED: Final = 1000
 """Older queued runs that are looked at, at most."""
+_WAITED_FOR: Final[dict[Kind, str]] = {
+    "approval": "an approval",
+    "resume": "data",
+    "external": "its result from outside",
+}
+_EXPIRES: Final[dict[OnExpiry, str]] = {
+    "decline": "it is declined",
+    "approve": "it is approved",
+    "fail": "the run fails",
+    "cancel": "the run is cancelled",
+}
 _NOBODY_LOOKS: Final = "Nobody looks for lost runs until a worker starts."
 
 
@@ -37,6 +50,7 @@ class Circumstances:
         ahead: Older queued runs of the same queue, counted up to a limit.
         swept: Whether some process looks for lost runs.
         max_attempts: Claims without progress after which it fails.
+        calls: Its tool calls that wait, or waited, for an answer.
     """
 
     record: RunRecord
@@ -47,6 +61,7 @@ class Circumstances:
     ahead: int = 0
     swept: bool = True
     max_attempts: int = 5
+    calls: Sequence[Call] = ()
 
     @property
     def unserved(self) -> bool:
@@ -95,8 +110,9 @@ async def examine(
             pipe.zscore(keys.leases, f"{run_id}:{record.token}")
             pipe.zscore(keys.wakeups, run_id)
             pipe.exists(keys.sweeper)
+            pipe.hgetall(keys.calls(run_id))
             pipe.time()
-            fields, lease, wakeup, swept, (seconds, micros) = await pipe.execute()
+            fields, lease, wakeup, swept, calls, (seconds, micros) = await pipe.execute()
         if not fields:
             record = await runs.get(run_id)  # it has just expired
             continue
@@ -112,6 +128,7 @@ async def examine(
         ahead=await _ahead(store, record) if record.status is RunStatus.QUEUED else 0,
         swept=bool(swept),
         max_attempts=settings.max_attempts,
+        calls=read_calls(calls),
     )
 
 
@@ -157,7 +174,7 @@ def _queued(found: Circumstances) -> _Findings:
     if found.ahead:
         count = f"{found.ahead}{' or more' if found.ahead >= MOST_COUNTED else ''}"
         facts.append(_fact("ahead", f"Queued runs of {record.queue!r} that are older: {count}.", count=found.ahead))
-    facts += [*_wakeup(found), *_attempts(found), *_cancel(found), *_unswept(found)]
+    facts += [*_pending(found), *_wakeup(found), *_attempts(found), *_cancel(found), *_unswept(found)]
     if found.unserved:
         return NO_WORKER, f"It waits: no live worker serves the agent {record.agent!r}.", facts
     if view.reason == RETRYING:
@@ -174,7 +191,7 @@ def _queued(found: Circumstances) -> _Findings:
 
 def _running(found: Circumstances) -> _Findings:
     record = found.record
-    after = [_workers(found), *_attempts(found), *_cancel(found), *_unswept(found)]
+    after = [*_pending(found), _workers(found), *_attempts(found), *_cancel(found), *_unswept(found)]
     if found.lease_until is not None and found.lease_until > found.now:
         until, owner = _iso(found.lease_until), text(record.fields.get("owner", b"?"))
         lease = _fact("lease", f"{owner} holds its lease until {until}.", owner=owner, until=until)
@@ -199,8 +216,14 @@ def _running(found: Circumstances) -> _Findings:
 
 def _suspended(found: Circumstances) -> _Findings:
     reason = found.record.view().reason or "suspended"
-    facts = [*_wakeup(found), *_attempts(found), *_cancel(found)]
-    return reason, f"It waits for something from outside: {reason}.", facts
+    waiting = _pending(found)
+    facts = [*waiting, *_wakeup(found), *_attempts(found), *_cancel(found)]
+    if any(fact.details and "until" in fact.details for fact in waiting):
+        facts += _unswept(found)
+    if not waiting:
+        return reason, f"It waits for something from outside: {reason}.", facts
+    calls = "a tool call" if len(waiting) == 1 else f"{len(waiting)} tool calls"
+    return reason, f"It waits for somebody to answer {calls}.", facts
 
 
 def _ended(found: Circumstances) -> _Findings:
@@ -220,6 +243,30 @@ def _ended(found: Circumstances) -> _Findings:
         case _:
             limited = " The step limit ended it." if view.reason == "max_steps" else ""
             return "completed", f"It completed.{limited}", facts
+
+
+def _pending(found: Circumstances) -> list[Fact]:
+    """The calls that wait: since when, and what happens when."""
+    facts = []
+    for call in found.calls:
+        if call.answer is not None:
+            continue
+        asked, since = call.question, _iso(call.since)
+        words = f"{asked.tool_name} (call {call.tool_call_id}) waits for {_WAITED_FOR[asked.kind]} since {since}"
+        details: dict[str, Json] = {
+            "toolCallId": call.tool_call_id,
+            "toolName": asked.tool_name,
+            "kind": asked.kind,
+            "since": since,
+        }
+        if call.until is None:
+            words += ", and has no deadline."
+        else:
+            until = _iso(call.until)
+            details |= {"until": until, "onExpiry": asked.on_expiry}
+            words += f"; if nobody answers until {until}, {_EXPIRES[asked.on_expiry]}."
+        facts.append(_fact("pending_call", words, **details))
+    return facts
 
 
 def _workers(found: Circumstances) -> Fact:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from durable.chunks import (
+    Approval,
     Chunk,
     Error,
     ErrorInfo,
@@ -27,6 +28,7 @@ from durable.chunks import (
     ToolCallInputStreamingStart,
     ToolError,
     ToolOutput,
+    ToolOutputDenied,
     ToolResult,
     Usage,
     VoidRange,
@@ -46,6 +48,7 @@ class FoldedCall:
         outputs: What the tool said while it was running.
         result: What the tool returned.
         error: Why there is no result.
+        denied: Who declined the call, and why, if somebody did.
         ended: Whether an outcome is recorded.
     """
 
@@ -57,6 +60,7 @@ class FoldedCall:
     outputs: list[Json] = field(default_factory=list)
     result: Json = None
     error: ErrorInfo | None = None
+    denied: Approval | None = None
     ended: bool = False
 
 
@@ -126,7 +130,7 @@ class Folder:
                 self.files.append(chunk)
             case ToolCallInputStreamingStart() | ToolCall() | ToolCallDelta() | ToolOutput():
                 self._add_to_call(chunk)
-            case ToolResult() | ToolError():
+            case ToolResult() | ToolError() | ToolOutputDenied():
                 self._end_call(chunk)
             case _:
                 self._add_frame(chunk)
@@ -166,15 +170,18 @@ class Folder:
             case ToolCallInputStreamingStart():
                 pass
 
-    def _end_call(self, chunk: ToolResult | ToolError) -> None:
+    def _end_call(self, chunk: ToolResult | ToolError | ToolOutputDenied) -> None:
         call = self._call(chunk, chunk.payload.tool_call_id, chunk.payload.tool_name)
         call.ended = True
         if chunk.payload.args is not None:
             call.args = chunk.payload.args
-        if isinstance(chunk, ToolResult):
-            call.result = chunk.payload.result
-        else:
-            call.error = chunk.payload.error
+        match chunk:
+            case ToolResult():
+                call.result = chunk.payload.result
+            case ToolError():
+                call.error = chunk.payload.error
+            case ToolOutputDenied():
+                call.denied = chunk.payload.approval
 
     def _void(self, void: VoidRange) -> None:
         def counts(seq: int) -> bool:

@@ -23,6 +23,8 @@ APPROVAL_SCHEMA: Final[dict[str, Json]] = {
     "properties": {"approved": {"type": "boolean"}, "reason": {"type": "string"}},
     "required": ["approved"],
 }
+LONGEST_WAIT: Final = 10 * 365 * 86_400
+"""Seconds until a deadline, at most."""
 ANYTHING: Final[dict[str, Json]] = {}
 
 
@@ -43,7 +45,7 @@ class Suspension(BaseModel):
     kind: Kind
     payload: Json = None
     schema_: dict[str, Json] = Field(default_factory=dict)
-    expires_in: float | None = Field(None, gt=0, le=10 * 365 * 86_400)
+    expires_in: float | None = Field(None, gt=0, le=LONGEST_WAIT)
     on_expiry: OnExpiry = "decline"
     announced: bool = True
 

@@ -80,6 +80,7 @@ class PendingCall(Wire):
         since: When it began to wait.
         expires_at: When it is decided without an answer.
         on_expiry: How it is decided then.
+        links: Paths of the answers that it takes, by verb; in a list over all runs that of its `run`, too.
     """
 
     tool_call_id: str
@@ -91,6 +92,7 @@ class PendingCall(Wire):
     since: Moment | None = Field(None, exclude_if=_absent)
     expires_at: Moment | None = Field(None, exclude_if=_absent)
     on_expiry: str | None = Field(None, exclude_if=_absent)
+    links: dict[str, str] | None = Field(None, exclude_if=_absent)
 
 
 class InboxCall(PendingCall):

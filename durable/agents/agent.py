@@ -29,13 +29,13 @@ from durable.definition import (
     ApprovalFunction,
     ApprovalPolicy,
     DepsFactory,
-    OnToolError,
     define,
 )
 from durable.errors import InvalidRequest
 from durable.runs import NewRun, RunRequest, check_policy
 from durable.settings import Settings
 from durable.store import Store
+from durable.tool_options import OnToolError
 
 Cache = str | Settings | None
 

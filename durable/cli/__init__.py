@@ -1,5 +1,5 @@
-"""The command line `durable`. The verbs of `runs` go over HTTP; `worker`, `api` and `dev` start processes here, and
-`doctor` reads Redis itself."""
+"""The command line `durable`. The verbs of `runs` and `answers` go over HTTP; `worker`, `api` and `dev` start processes
+here, and `doctor` reads Redis itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from durable.cli import dev, doctor, runs, services
+from durable.cli import answers, dev, doctor, runs, services
 
 app = typer.Typer(
     name="durable",
@@ -37,6 +37,10 @@ app.command()(runs.cancel)
 app.command()(runs.retry)
 app.command()(runs.why)
 app.command()(runs.agents)
+app.command()(answers.pending)
+app.command()(answers.approve)
+app.command()(answers.decline)
+app.command()(answers.resume)
 app.command()(dev.dev)
 app.command()(doctor.doctor)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(services.worker)

@@ -10,7 +10,7 @@ from rich.table import Table
 from durable.cli.attendance import attend
 from durable.cli.exits import Exit
 from durable.cli.following import Following, come_back
-from durable.cli.terminal import Terminal, visible
+from durable.cli.terminal import Terminal, cell
 from durable.client import Client
 from durable.views import AgentView, RunStatus, RunView
 
@@ -28,6 +28,12 @@ def run(
     retries: Annotated[
         int | None, typer.Option(min=0, help="Tries in a row after the model's provider failed.")
     ] = None,
+    require_tool_approval: Annotated[
+        bool, typer.Option("--require-tool-approval", help="Every tool call has to be approved.")
+    ] = False,
+    approval_policy: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The agent's policy that tells which calls have to be approved.")
+    ] = None,
     metadata: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Kept with the run. May be repeated.")
     ] = None,
@@ -41,10 +47,19 @@ def run(
     terminal = Terminal()
     following = Following(terminal, as_json=as_json)
     labels = _labels(metadata or [])
+    if require_tool_approval and approval_policy is not None:
+        raise typer.BadParameter("every call or a policy, not both", param_hint="--approval-policy")
+    approval = True if require_tool_approval else approval_policy
 
     async def work(client: Client) -> Exit:
         view = await client.submit(
-            agent, prompt, run_id=run_id, max_steps=max_steps, retries=retries, metadata=labels or None
+            agent,
+            prompt,
+            run_id=run_id,
+            max_steps=max_steps,
+            retries=retries,
+            metadata=labels or None,
+            require_tool_approval=approval,
         )
         return await _hand_over(client, view, terminal, None if detach else following, as_json=as_json)
 
@@ -223,7 +238,7 @@ def _runs_table(views: list[RunView]) -> Table:
         status = f"{view.status} ({view.reason})" if view.reason else view.status
         created = view.created_at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
         cells = (view.run_id, view.agent, status, str(view.attempt), str(view.last_seq), created)
-        table.add_row(*map(_cell, cells))
+        table.add_row(*map(cell, cells))
     return table
 
 
@@ -234,10 +249,5 @@ def _agents_table(views: list[AgentView]) -> Table:
     for view in views:
         workers = "?" if view.workers is None else str(view.workers)
         tools = ", ".join(tool.name for tool in view.tools)
-        table.add_row(*map(_cell, (view.name, workers, tools, view.description or "")))
+        table.add_row(*map(cell, (view.name, workers, tools, view.description or "")))
     return table
-
-
-def _cell(text: str) -> str:
-    # Square brackets are markup to rich.
-    return visible(text).replace("[", "\\[")

@@ -27,6 +27,12 @@ def visible(text: str) -> str:
     return _CONTROL.sub("", text.replace("\r\n", "\n"))
 
 
+def cell(text: str) -> str:
+    """The text as a cell of a table."""
+    # Square brackets are markup to rich.
+    return visible(text).replace("[", "\\[")
+
+
 class Terminal:
     """Standard output and standard error of this process."""
 

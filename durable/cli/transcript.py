@@ -6,9 +6,8 @@ announced as void instead.
 
 from __future__ import annotations
 
+import shlex
 from typing import Final
-
-from pydantic_core import to_json
 
 from durable.chunks import (
     Abort,
@@ -23,16 +22,20 @@ from durable.chunks import (
     StepStart,
     TextDelta,
     ToolCall,
+    ToolCallApproval,
+    ToolCallDecided,
+    ToolCallSuspended,
     ToolError,
     ToolOutput,
+    ToolOutputDenied,
     ToolResult,
     Usage,
 )
 from durable.chunks.base import Json
 from durable.cli.terminal import Terminal
+from durable.cli.values import arguments, short
 from durable.fold import Folder
 
-_VALUE_WIDTH: Final = 160
 _QUIET: Final = frozenset(
     {
         "finish",
@@ -51,6 +54,7 @@ _QUIET: Final = frozenset(
         "tool-call-input-streaming-start",
     }
 )
+_DECIDED: Final = {"approve": "approved", "resume": "resumed"}
 
 
 class Transcript:
@@ -79,6 +83,8 @@ class Transcript:
                 self._show_frame(chunk)
             case ToolCall() | ToolResult() | ToolError() | ToolOutput():
                 self._show_tool(chunk)
+            case ToolCallApproval() | ToolCallSuspended() | ToolCallDecided() | ToolOutputDenied():
+                self._show_wait(chunk)
             case Source():
                 self._line(f"  ⌁ source: {chunk.payload.title} {chunk.payload.url or ''}".rstrip(), "dim")
             case File():
@@ -130,14 +136,38 @@ class Transcript:
         name = chunk.payload.tool_name or self._folder.calls[chunk.payload.tool_call_id].tool_name or "tool"
         match chunk:
             case ToolCall():
-                self._line(f"  → {name}({_arguments(chunk.payload.args)})", "cyan")
+                self._line(f"  → {name}({arguments(chunk.payload.args)})", "cyan")
             case ToolResult():
-                self._line(f"  ← {name}: {_short(chunk.payload.result)}", "green")
+                self._line(f"  ← {name}: {short(chunk.payload.result)}", "green")
             case ToolError():
                 error = chunk.payload.error
                 self._line(f"  ✗ {name}: {error.code}: {error.message}", "red")
             case ToolOutput():
-                self._line(f"  … {name}: {_short(chunk.payload.output)}", "dim cyan")
+                self._line(f"  … {name}: {short(chunk.payload.output)}", "dim cyan")
+
+    def _show_wait(self, chunk: ToolCallApproval | ToolCallSuspended | ToolCallDecided | ToolOutputDenied) -> None:
+        call, name = chunk.payload.tool_call_id, chunk.payload.tool_name
+        match chunk:
+            case ToolCallApproval():
+                what = f"approval of {name}({arguments(chunk.payload.args)})"
+                self._ask(what, chunk.payload.suspend_payload, how_to_answer(chunk.run_id, call, "approve"))
+            case ToolCallSuspended():
+                what = f"an answer to {name}({arguments(chunk.payload.args)})"
+                self._ask(what, chunk.payload.suspend_payload, how_to_answer(chunk.run_id, call, "resume"))
+            case ToolCallDecided() if chunk.payload.decision == "fail":
+                self._line(f"  ✗ {name}: nobody answered in time", "red")
+            case ToolCallDecided():
+                edited = "" if chunk.payload.args is None else f", as {name}({arguments(chunk.payload.args)})"
+                verb = _DECIDED.get(chunk.payload.decision, chunk.payload.decision)
+                self._line(f"  ✓ {name}: {verb}{_by(chunk.payload.actor)}{edited}", "green")
+            case ToolOutputDenied():
+                said = chunk.payload.approval
+                reason = f": {said.reason}" if said.reason else ""
+                self._line(f"  ✗ {name}: declined{_by(said.actor)}{reason}", "yellow")
+
+    def _ask(self, what: str, payload: Json, command: str) -> None:
+        more = "" if payload is None else f", {short(payload)}"
+        self._line(f"  ? waits for {what}{more}:  {command}", "bold yellow")
 
     def _flow(self, part: str, text: str, style: str) -> None:
         if not text:
@@ -153,22 +183,16 @@ class Transcript:
         self._terminal.line(text.replace("\n", " "), style)
 
 
-def _arguments(args: Json) -> str:
-    if isinstance(args, dict):
-        return _cut(", ".join(f"{name}={_compact(value)}" for name, value in args.items()))
-    return "" if args is None else _short(args)
+def how_to_answer(run_id: str, call: str, verb: str) -> str:
+    """The command that answers a call."""
+    names = f"{shlex.quote(run_id)} {shlex.quote(call)}"
+    data = " --data JSON" if verb == "resume" else ""
+    # An id may look like an option.
+    return f"durable {verb}{data} -- {names}" if "-" in {run_id[:1], call[:1]} else f"durable {verb} {names}{data}"
 
 
-def _short(value: Json) -> str:
-    return _cut(value if isinstance(value, str) else _compact(value))
-
-
-def _compact(value: Json) -> str:
-    return to_json(value).decode()
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _VALUE_WIDTH else f"{text[: _VALUE_WIDTH - 1]}…"
+def _by(actor: str | None) -> str:
+    return f" by {actor}" if actor else ""
 
 
 def _tokens(usage: Usage) -> str:

@@ -1,4 +1,4 @@
-"""The HTTP client: submit runs, look at them, follow them, cancel them, retry them.
+"""The HTTP client: submit runs, look at them, follow them, cancel them, retry them, answer their tool calls.
 
 It needs httpx and pydantic and nothing else of this project's dependencies. Invariant: what may have reached the
 server is sent again only when that is safe, and a reader gets every chunk once, in order, whatever the network does.
@@ -13,7 +13,6 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
 from typing import Final, Self
-from urllib.parse import quote
 
 import httpx
 
@@ -21,15 +20,17 @@ from durable.chunks import Chunk
 from durable.chunks.base import Json
 from durable.client.backoff import Backoff
 from durable.client.outage import OnOutage
+from durable.client.paths import call_path, run_path, segment
 from durable.client.remote import Remote
 from durable.client.subscription import Subscription
-from durable.errors import InvalidRequest, RunCancelled, RunFailed
+from durable.errors import RunCancelled, RunFailed
 from durable.fold import Folder
 from durable.views import (
     AgentPage,
     AgentView,
     ChunkPage,
     Diagnosis,
+    InboxPage,
     MessagePage,
     MessageView,
     ModelMessagePage,
@@ -68,7 +69,7 @@ class Client:
             timeout: Seconds to wait for a connection or for an answer.
             headers: Sent with each request, for example `Authorization`.
             transport: Another httpx transport, for example one that calls an ASGI app in this process.
-            retry: How `submit` and `cancel` are repeated while nobody answers; for 15 seconds by default.
+            retry: How submits, cancels and answers are repeated while nobody answers; for 15 seconds by default.
             reconnect: How `observe`, `wait`, `result` and `text` come back to a lost server; for 5 minutes by default.
             on_outage: Called once when the server has not answered for two seconds and is tried again, with the
                 error; and once when it answers again, with None. By default the log (`durable.client.outage`) has both.
@@ -106,6 +107,7 @@ class Client:
         max_steps: int | None = None,
         retries: int | None = None,
         deps: Json = None,
+        require_tool_approval: bool | str | None = None,
     ) -> RunView:
         """Start a run and return at once. Give either `prompt` or `messages`.
 
@@ -123,6 +125,8 @@ class Client:
             max_steps: Model requests, at most.
             retries: How often in a row it is tried again when the model's provider fails; 0 by default.
             deps: JSON for the agent's `deps_factory`.
+            require_tool_approval: Whether every tool call has to be approved, or the name of the agent's policy that
+                tells which; beside those that have to be anyway.
 
         Raises:
             UnknownAgent: Nobody ever announced this agent.
@@ -139,12 +143,13 @@ class Client:
             "maxSteps": max_steps,
             "retries": retries,
             "deps": deps,
+            "requireToolApproval": require_tool_approval,
         }
         if run_id is None and idempotency_key is None:
             idempotency_key = secrets.token_urlsafe(24)
         headers = {} if idempotency_key is None else {"idempotency-key": idempotency_key}
-        path = f"/v1/agents/{_segment(agent)}/runs"
-        return await self._server.ask("POST", path, RunView, body=fields, headers=headers, backoff=self._retry)
+        path = f"/v1/agents/{segment(agent)}/runs"
+        return await self._server.ask("POST", path, RunView, body=_given(fields), headers=headers, backoff=self._retry)
 
     async def get(self, run_id: str) -> RunView:
         """The run as it is now.
@@ -153,7 +158,7 @@ class Client:
             UnknownRun: There is none.
             RunExpired: Its retention has passed.
         """
-        return await self._server.ask("GET", f"/v1/runs/{_segment(run_id)}", RunView)
+        return await self._server.ask("GET", run_path(run_id), RunView)
 
     async def messages(self, run_id: str) -> list[MessageView]:
         """The run's conversation so far, without what is under way.
@@ -162,11 +167,11 @@ class Client:
             UnknownRun: There is none.
             RunExpired: Its retention has passed.
         """
-        return (await self._server.ask("GET", f"{_run_path(run_id)}/messages", MessagePage)).messages
+        return (await self._server.ask("GET", f"{run_path(run_id)}/messages", MessagePage)).messages
 
     async def model_messages(self, run_id: str) -> list[dict[str, Json]]:
         """The same as Pydantic AI's own message JSON; its `ModelMessagesTypeAdapter.validate_python` reads it."""
-        path, params = f"{_run_path(run_id)}/messages", {"format": "pydantic-ai"}
+        path, params = f"{run_path(run_id)}/messages", {"format": "pydantic-ai"}
         return (await self._server.ask("GET", path, ModelMessagePage, params=params)).messages
 
     async def diagnosis(self, run_id: str) -> Diagnosis:
@@ -176,7 +181,7 @@ class Client:
             UnknownRun: There is none.
             RunExpired: Its retention has passed.
         """
-        return await self._server.ask("GET", f"{_run_path(run_id)}/diagnosis", Diagnosis)
+        return await self._server.ask("GET", f"{run_path(run_id)}/diagnosis", Diagnosis)
 
     async def runs(
         self,
@@ -209,9 +214,7 @@ class Client:
             InvalidRequest: `after` is negative or beyond the end, or another value is out of range.
         """
         params = {"after": after, "limit": limit, "wait": wait or None}
-        return await self._server.ask(
-            "GET", f"{_run_path(run_id)}/chunks", ChunkPage, params=params, extra_seconds=wait
-        )
+        return await self._server.ask("GET", f"{run_path(run_id)}/chunks", ChunkPage, params=params, extra_seconds=wait)
 
     def observe(self, run_id: str, after: int = 0) -> AsyncGenerator[Chunk, None]:
         """Follow a run: all chunks after the cursor, what is there and what comes, until the final one.
@@ -225,7 +228,7 @@ class Client:
             InvalidRequest: `after` is negative or beyond the end.
             ServerUnreachable: The server was away for longer than `reconnect` is patient.
         """
-        return Subscription(self._server, f"{_run_path(run_id)}/chunks", after=after, backoff=self._reconnect).chunks()
+        return Subscription(self._server, f"{run_path(run_id)}/chunks", after=after, backoff=self._reconnect).chunks()
 
     async def wait(self, run_id: str, timeout: float | None = None) -> RunView:  # noqa: ASYNC109  it is the API
         """The run once it has ended, however it did.
@@ -239,7 +242,7 @@ class Client:
             UnknownRun: There is none.
         """
         async with asyncio.timeout(timeout):
-            path, tries = _run_path(run_id), self._reconnect.start()
+            path, tries = run_path(run_id), self._reconnect.start()
             view = await self._server.ask("GET", path, RunView, backoff=self._reconnect)
             while not view.ended:
                 async for _ in self.observe(run_id, view.last_seq):
@@ -281,8 +284,50 @@ class Client:
             UnknownRun: There is none.
             RunEnded: It ended otherwise before.
         """
-        path = f"{_run_path(run_id)}/cancel"
-        return await self._server.ask("POST", path, RunView, body={"reason": reason}, backoff=self._retry)
+        path = f"{run_path(run_id)}/cancel"
+        return await self._server.ask("POST", path, RunView, body=_given({"reason": reason}), backoff=self._retry)
+
+    async def pending(
+        self, *, agent: str | None = None, limit: int | None = None, cursor: str | None = None
+    ) -> InboxPage:
+        """The calls of all runs that wait for somebody, longest first. `cursor` is the `next` of the page before."""
+        params = {"agent": agent, "limit": limit, "cursor": cursor}
+        return await self._server.ask("GET", "/v1/pending", InboxPage, params=params)
+
+    async def approve(
+        self,
+        run_id: str,
+        tool_call_id: str,
+        *,
+        args: Mapping[str, Json] | None = None,
+        actor: str | None = None,
+    ) -> RunView:
+        """Let a call that waits for approval be made. Returns the run. It is repeated as `submit` is: the same answer
+        again changes nothing.
+
+        Args:
+            run_id: The run.
+            tool_call_id: The call, as in the run's `pending`.
+            args: Arguments to use in place of the model's; all of them.
+            actor: Who answers, for the log.
+
+        Raises:
+            UnknownRun, RunExpired, UnknownCall: There is no such run or call.
+            AlreadyDecided: It was answered in another way; `details["decision"]` tells how, when and by whom.
+            RunEnded: The run ended before it was answered.
+            InvalidRequest: The call does not wait for this, or what is given does not fit its schema. It still waits.
+        """
+        return await self._answer(run_id, tool_call_id, "approve", _given({"args": args, "actor": actor}))
+
+    async def decline(
+        self, run_id: str, tool_call_id: str, *, reason: str | None = None, actor: str | None = None
+    ) -> RunView:
+        """Refuse a call that waits. The model is told the reason, and goes on. Otherwise as `approve`."""
+        return await self._answer(run_id, tool_call_id, "decline", _given({"reason": reason, "actor": actor}))
+
+    async def resume(self, run_id: str, tool_call_id: str, data: Json = None, *, actor: str | None = None) -> RunView:
+        """Give a suspended call its data, or one that is executed elsewhere its result. Otherwise as `approve`."""
+        return await self._answer(run_id, tool_call_id, "resume", {"data": data, **_given({"actor": actor})})
 
     async def retry(self, run_id: str, *, idempotency_key: str | None = None) -> RunView:
         """Start a new run where a failed or cancelled one stopped: from its last completed model response. Returns the
@@ -297,16 +342,14 @@ class Client:
             RunConflict: It is neither failed nor cancelled.
         """
         headers = {"idempotency-key": idempotency_key or secrets.token_urlsafe(24)}
-        path = f"{_run_path(run_id)}/retry"
+        path = f"{run_path(run_id)}/retry"
         return await self._server.ask("POST", path, RunView, headers=headers, backoff=self._retry)
 
+    async def _answer(self, run_id: str, tool_call_id: str, verb: str, body: Mapping[str, Json]) -> RunView:
+        path = f"{call_path(run_id, tool_call_id)}/{verb}"
+        return await self._server.ask("POST", path, RunView, body=body, backoff=self._retry)
 
-def _run_path(run_id: str) -> str:
-    return f"/v1/runs/{_segment(run_id)}"
 
-
-def _segment(value: str) -> str:
-    """One segment of a path; a name that would lead elsewhere is refused here."""
-    if value in {"", ".", ".."}:
-        raise InvalidRequest("A name or an id must not be empty, or made of dots.")
-    return quote(value, safe="")
+def _given(fields: Mapping[str, Json]) -> dict[str, Json]:
+    """The fields that have a value."""
+    return {name: value for name, value in fields.items() if value is not None}

@@ -77,7 +77,7 @@ class Remote:
             path: Where, with each segment quoted.
             model: What is expected.
             params: The query; what is None is left out.
-            body: JSON to send; what is None is left out.
+            body: JSON to send.
             headers: More headers.
             backoff: How to ask again while nobody answers, or the server is not ready; by default not at all.
             extra_seconds: How much longer than usual the answer may take.
@@ -125,6 +125,6 @@ def _server_url(value: str) -> httpx.URL:
 
 def _encoded(body: Mapping[str, Json]) -> bytes:
     try:
-        return to_json({name: value for name, value in body.items() if value is not None})
+        return to_json(dict(body))
     except (PydanticSerializationError, ValueError) as error:
         raise InvalidRequest("What was given can't be written as JSON.") from error

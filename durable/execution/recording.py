@@ -29,12 +29,12 @@ from durable import ledger
 from durable.chunks import Approval
 from durable.chunks.base import Json
 from durable.decisions import Answer
-from durable.definition import OnToolError
 from durable.errors import DecisionExpired, DurableError, ToolResultInvalid
 from durable.execution.aside import Asides
 from durable.execution.failures import ToolFailure, places
 from durable.execution.waits import DECLINED, Waits, options_of, others_decide, tag
 from durable.suspension import APPROVAL_SCHEMA, Suspension, read_deferral
+from durable.tool_options import OnToolError
 from durable.tools import CALL, ToolContext
 
 log = logging.getLogger(__name__)

@@ -6,11 +6,8 @@ A run's record is the truth; the sorted sets of runs are its indexes, changed in
 from __future__ import annotations
 
 import hashlib
-import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import aclosing, contextmanager
 from typing import Any, cast
 
 import orjson
@@ -19,6 +16,7 @@ from durable.chunks import encode_body
 from durable.chunks.base import StepResult, Usage
 from durable.chunks.lifecycle import Abort, AbortPayload, Finish, FinishPayload, TurnOutput
 from durable.errors import InvalidRequest, RunConflict, RunEnded, RunExpired, UnknownRun
+from durable.positions import Position, batches
 from durable.runs.record import RUN_ID, NewRun, RunRecord, RunRequest, check_run_id, new_run_id
 from durable.scripts import CANCEL, CREATE
 from durable.settings import Settings
@@ -251,28 +249,17 @@ class Runs:
         """
         keys = self._store.keys
         index = keys.runs(status=status) if status else keys.runs(agent=agent)
-        position = _Position.parse(cursor)
         found: list[RunRecord] = []
-        reach = limit
-        while True:
-            async with self._store.guard():
-                rows = cast(
-                    "list[tuple[bytes, float]]",
-                    await self._store.redis.zrevrangebyscore(
-                        index, position.bound, "-inf", start=0, num=reach, withscores=True
-                    ),
-                )
-            places = [_Position(int(score), text(member)) for member, score in rows]
-            unseen = [place for place in places if place < position]
-            for place, record in zip(unseen, await self._brief([place.run_id for place in unseen], index), strict=True):
-                position = place
-                if record is not None and (not agent or record.agent == agent):
-                    found.append(record)
-                    if len(found) == limit:
-                        return found, str(position)
-            if len(rows) < reach:
-                return found, None
-            reach = limit if unseen else reach * 2  # more than that were seen of one ms
+        seen = Position.parse(cursor, RUN_ID)
+        async with aclosing(batches(self._store, index, seen, size=limit, newest_first=True)) as places:
+            async for batch in places:
+                records = await self._brief([place.member for place in batch], index)
+                for place, record in zip(batch, records, strict=True):
+                    if record is not None and (not agent or record.agent == agent):
+                        found.append(record)
+                        if len(found) == limit:
+                            return found, str(place)
+        return found, None
 
     async def _brief(self, run_ids: Sequence[str], index: str) -> list[RunRecord | None]:
         """Records without their outputs. Expired runs leave the index."""
@@ -292,34 +279,6 @@ class Runs:
             async with self._store.guard():
                 await self._store.redis.zrem(index, *expired)
         return records
-
-
-@dataclass(frozen=True, order=True)
-class _Position:
-    """A place in an index, which is ordered by creation time and then by run id: the last run that was seen.
-
-    It holds whatever comes or goes meanwhile, as a count of runs would not.
-    """
-
-    score: float = math.inf
-    run_id: str = ""
-
-    @property
-    def bound(self) -> str:
-        """The score to read from, as Redis takes it."""
-        return "+inf" if self.score == math.inf else str(self.score)
-
-    @classmethod
-    def parse(cls, cursor: str | None) -> _Position:
-        if cursor is None:
-            return cls()
-        score, _, run_id = cursor.partition(".")
-        if not re.fullmatch(r"[0-9]{1,15}", score, re.ASCII) or not RUN_ID.fullmatch(run_id):
-            raise InvalidRequest("The cursor is not one that this server gave.")
-        return cls(int(score), run_id)
-
-    def __str__(self) -> str:
-        return f"{self.score}.{self.run_id}"
 
 
 def cancelled_chunks(payload: AbortPayload, output: TurnOutput | None = None) -> tuple[Abort, Finish]:

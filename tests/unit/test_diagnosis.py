@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from durable.decisions import Answer, Call, Question
 from durable.diagnosis import Circumstances, diagnose
 from durable.runs import RunRecord
 from durable.views import Diagnosis
@@ -144,7 +145,46 @@ def test_a_cancel_that_is_under_way_tells_who_and_why() -> None:
 
 
 def test_a_suspended_run_tells_what_for() -> None:
-    assert told({"status": "suspended", "reason": "approval"})[0].reason == "approval"
+    assert told({"status": "suspended", "reason": "budget"})[0].reason == "budget"
+
+
+def waiting(call: str, *, until: int | None = None, answer: Answer | None = None, **asked: Any) -> Call:
+    question = Question(**{"tool_name": "refund", "kind": "approval", **asked})
+    return Call(call, 1, 0, question, since=NOW - 60_000, until=until, answer=answer, at=NOW)
+
+
+def test_a_suspended_run_tells_which_calls_wait_since_when_and_until_when() -> None:
+    calls = [
+        waiting("c1", until=NOW + 60_000, on_expiry="cancel"),
+        waiting("c2", answer=Answer(kind="approve")),
+        waiting("c3", kind="resume"),
+    ]
+    found = diagnose(circumstances({"status": "suspended", "reason": "decision"}, calls=calls))
+    assert (found.reason, found.summary) == ("decision", "It waits for somebody to answer 2 tool calls.")
+    assert [fact.message for fact in found.facts] == [
+        (
+            "refund (call c1) waits for an approval since 2026-11-24T07:59:00.000Z; "
+            "if nobody answers until 2026-11-24T08:01:00.000Z, the run is cancelled."
+        ),
+        "refund (call c3) waits for data since 2026-11-24T07:59:00.000Z, and has no deadline.",
+    ]
+    assert found.facts[0].details == {
+        "toolCallId": "c1",
+        "toolName": "refund",
+        "kind": "approval",
+        "since": "2026-11-24T07:59:00.000Z",
+        "until": "2026-11-24T08:01:00.000Z",
+        "onExpiry": "cancel",
+    }
+    _, facts = told({"status": "suspended", "reason": "decision"}, calls=calls, swept=False)
+    assert "unswept" in facts, "nobody keeps the deadline"
+
+
+@pytest.mark.parametrize("status", ["queued", "running"])
+def test_calls_that_wait_while_their_run_goes_on_are_told_as_well(status: str) -> None:
+    _, facts = told({"status": status}, calls=[waiting("c1", kind="external")])
+    assert facts["pending_call"].startswith("refund (call c1) waits for its result from outside since ")
+    assert "pending_call" not in told({"status": "failed", "finishedAt": NOW}, calls=[waiting("c1")])[1]
 
 
 def test_an_ended_run_tells_how() -> None:

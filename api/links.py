@@ -1,0 +1,36 @@
+"""Where to go from here: paths of what can be asked of a run, or of a call of it."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+from urllib.parse import quote
+
+from durable.decisions import verbs_of
+from durable.views import InboxCall, PendingCall, RunStatus, RunView
+
+AnyCall = TypeVar("AnyCall", bound=PendingCall)
+
+
+def linked(view: RunView) -> RunView:
+    """A run with its links. Only one that can be retried has the link for it; each call that waits has its own."""
+    path = _run(view.run_id)
+    names = ["chunks", "messages", "diagnosis", "cancel"]
+    if view.status in {RunStatus.FAILED, RunStatus.CANCELLED}:
+        names.append("retry")
+    links = {"self": path, **{name: f"{path}/{name}" for name in names}}
+    pending = view.pending and [with_call_links(call, view.run_id) for call in view.pending]
+    return view.model_copy(update={"links": links, "pending": pending})
+
+
+def with_call_links(call: AnyCall, run_id: str) -> AnyCall:
+    """A call that waits with a link for each answer that it takes, and to its run where that is not around it."""
+    path = _run(run_id)
+    answers: dict[str, str] = {
+        verb: f"{path}/tool-calls/{quote(call.tool_call_id, safe='')}/{verb}" for verb in verbs_of(call.kind)
+    }
+    links: dict[str, str] = {"run": path, **answers} if isinstance(call, InboxCall) else answers
+    return call.model_copy(update={"links": links})
+
+
+def _run(run_id: str) -> str:
+    return f"/v1/runs/{run_id}"

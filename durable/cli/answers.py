@@ -1,0 +1,163 @@
+"""The verbs for people in the loop: `pending`, `approve`, `decline` and `resume`."""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Final, TypeAlias
+
+import typer
+from pydantic_core import from_json
+from rich.table import Table
+
+from durable.chunks.base import Json
+from durable.cli.attendance import attend
+from durable.cli.exits import Exit
+from durable.cli.runs import AsJson, RunId
+from durable.cli.terminal import Terminal, cell
+from durable.cli.values import arguments
+from durable.client import Client
+from durable.views import InboxCall, RunView
+
+_DONE: Final = {"approve": "approved", "decline": "declined", "resume": "resumed", "fail": "failed"}
+
+
+def _user() -> str | None:
+    """The name of whoever sits here; None where the system knows none."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return None
+
+
+CallId: TypeAlias = Annotated[str, typer.Argument(metavar="CALL", help="The call's id, as `durable pending` shows it.")]
+Actor: TypeAlias = Annotated[
+    str | None,
+    typer.Option(default_factory=_user, show_default="your user name", help="Who answers; kept in the run's log."),
+]
+
+
+def pending(
+    context: typer.Context,
+    *,
+    agent: Annotated[str | None, typer.Option(help="Only calls of this agent's runs.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=200, help="Calls, at most.")] = 20,
+    cursor: Annotated[str | None, typer.Option(help="Go on from an earlier list.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the tool calls of all runs that wait for somebody, longest first.
+
+    Exit codes: 0 listed, also when there are none, 4 refused, 5 no server.
+    """
+    terminal = Terminal()
+
+    async def work(client: Client) -> Exit:
+        page = await client.pending(agent=agent, limit=limit, cursor=cursor)
+        if as_json:
+            for call in page.pending:
+                terminal.json(call.model_dump(mode="json", by_alias=True))
+        elif page.pending:
+            terminal.table(_table(page.pending))
+        else:
+            terminal.note("Nothing waits.")
+        if page.next is not None:
+            terminal.note(f"More:  --cursor {page.next}")
+        return Exit.OK
+
+    attend(context.obj, work)
+
+
+def approve(
+    context: typer.Context,
+    run_id: RunId,
+    call: CallId,
+    *,
+    args: Annotated[
+        str | None, typer.Option(metavar="JSON", help="All arguments to call the tool with, in place of the model's.")
+    ] = None,
+    actor: Actor,
+    as_json: AsJson = False,
+) -> None:
+    """Let a tool call be made. Approving it again is fine; another answer than the first is refused.
+
+    Exit codes: 0 answered, 2 no JSON, 4 refused, 5 no server.
+    """
+    edited = None if args is None else _json(args, "--args")
+    if edited is not None and not isinstance(edited, dict):
+        raise typer.BadParameter("arguments are a JSON object", param_hint="--args")
+    _answer(context, call, lambda client: client.approve(run_id, call, args=edited, actor=actor), as_json=as_json)
+
+
+def decline(
+    context: typer.Context,
+    run_id: RunId,
+    call: CallId,
+    *,
+    reason: Annotated[str | None, typer.Option(help="Why; the model is told.")] = None,
+    actor: Actor,
+    as_json: AsJson = False,
+) -> None:
+    """Refuse a tool call that waits. The model is told, and the run goes on.
+
+    Exit codes: as for `approve`.
+    """
+    _answer(context, call, lambda client: client.decline(run_id, call, reason=reason, actor=actor), as_json=as_json)
+
+
+def resume(
+    context: typer.Context,
+    run_id: RunId,
+    call: CallId,
+    *,
+    data: Annotated[str, typer.Option(metavar="JSON", help="What the call waits for.")],
+    actor: Actor,
+    as_json: AsJson = False,
+) -> None:
+    """Give a suspended tool call its data, or one that is executed elsewhere its result.
+
+    Exit codes: as for `approve`.
+    """
+    value = _json(data, "--data")
+    _answer(context, call, lambda client: client.resume(run_id, call, value, actor=actor), as_json=as_json)
+
+
+def _answer(context: typer.Context, call: str, send: Callable[[Client], Awaitable[RunView]], *, as_json: bool) -> None:
+    terminal = Terminal()
+
+    async def work(client: Client) -> Exit:
+        view = await send(client)
+        if as_json:
+            terminal.json(view.to_wire())
+            return Exit.OK
+        # None of it, when the tool was so quick that it waits again already.
+        decided = [found for found in view.decisions or [] if found.tool_call_id == call]
+        what = _DONE.get(decided[0].decision, "answered") if decided else "answered"
+        by = f" by {decided[0].actor}" if decided and decided[0].actor else ""
+        terminal.line(f"call {call} is {what}{by}; run {view.run_id} is {view.status}")
+        for other in view.pending or []:
+            terminal.line(f"  · {other.tool_name} still waits (call {other.tool_call_id})", "dim")
+        return Exit.OK
+
+    attend(context.obj, work)
+
+
+def _json(text: str, option: str) -> Json:
+    try:
+        return from_json(text, allow_inf_nan=False)
+    except ValueError as error:
+        raise typer.BadParameter("it is not JSON", param_hint=option) from error
+
+
+def _table(calls: list[InboxCall]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("RUN", "CALL", "AGENT", "WAITS FOR", "WHAT", "SINCE", "UNTIL"):
+        table.add_column(title, no_wrap=title in {"RUN", "CALL", "SINCE", "UNTIL"}, overflow="fold")
+    for call in calls:
+        since, until = (
+            "" if moment is None else moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+            for moment in (call.since, call.expires_at)
+        )
+        what = f"{call.tool_name}({arguments(call.args)})"
+        cells = (call.run_id, call.tool_call_id, call.agent, call.kind or "", what, since, until)
+        table.add_row(*map(cell, cells))
+    return table
