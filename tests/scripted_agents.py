@@ -4,6 +4,7 @@ say <words>             answers with the words, one delta each
 slowly <n> <words>      the same, with n ms before each
 call <tool> <json>      calls a tool, then answers with what it returned
 calls <tool> <json>;…   calls several tools at once
+as <id> <tool> <json>   calls a tool under an id of its own, a JSON string
 fail                    the model fails at once
 break <words>           the model fails after the words
 """
@@ -17,18 +18,26 @@ import signal
 import threading
 from collections.abc import AsyncIterator
 
+from pydantic import BaseModel
 from pydantic_ai import Agent, RunContext
 from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.messages import ModelMessage, ModelRequest, ToolReturnPart, UserPromptPart
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
+from pydantic_ai.tools import ToolDefinition
+from pydantic_ai.toolsets import ExternalToolset
 
-from durable import create_durable_agent, create_evented_agent, emit, emit_sync
+from durable import create_durable_agent, create_evented_agent, emit, emit_sync, resume_data, suspend
 
 
 async def script(messages: list[ModelMessage], _info: AgentInfo) -> AsyncIterator[str | DeltaToolCalls]:
     """The scripted model."""
     returned = _returned(messages)
     verb, _, rest = ("say", "", f"The tool said {returned}") if returned else _prompt(messages).partition(" ")
+    if verb == "as":
+        call_id, end = json.JSONDecoder().raw_decode(rest)
+        name, _, args = rest[end:].strip().partition(" ")
+        yield {0: DeltaToolCall(name=name, json_args=args or "{}", tool_call_id=call_id)}
+        return
     if verb in {"call", "calls"}:
         for index, call in enumerate(rest.split(";")):
             name, _, args = call.strip().partition(" ")
@@ -122,4 +131,45 @@ here = create_durable_agent(
 limited = create_evented_agent(
     Agent(FunctionModel(stream_function=script), name="short-lived", tools=[add]), retention=1
 )
+gated_agent = Agent(
+    FunctionModel(stream_function=script),
+    name="gated",
+    tools=[add],
+    toolsets=[ExternalToolset([ToolDefinition(name="outside", parameters_json_schema={"type": "object"})])],
+)
+
+
+class Colour(BaseModel):
+    """What a person is asked for."""
+
+    colour: str
+
+
+@gated_agent.tool_plain(requires_approval=True)
+def refund(amount: int) -> str:
+    """Give money back."""
+    return f"refunded {amount}"
+
+
+@gated_agent.tool
+def paint(ctx: RunContext[object]) -> str:
+    """Ask which colour, and paint."""
+    choice = resume_data(ctx, Colour)
+    if choice is None:
+        raise suspend({"question": "Which colour?"}, resume_schema=Colour)
+    return f"painted {choice.colour}"
+
+
+@gated_agent.tool_plain
+def too_late() -> str:
+    """Wait until a moment in the past."""
+    raise suspend(expires_in=-1)
+
+
+def large_sums(_ctx: RunContext[object], _tool: ToolDefinition, args: dict[str, object]) -> bool:
+    """Whether a sum is large."""
+    return int(str(args.get("a", 0))) > 100
+
+
+gated = create_evented_agent(gated_agent, approval_policies={"large": large_sums})
 LONG = json.dumps({"ms": 60_000})

@@ -90,6 +90,8 @@ class ScriptedApi:
         streams: What the next SSE connections do, or what they answer instead.
         submits: What the next submits answer.
         gets: What the next looks at the run answer.
+        answers: What the next answers to tool calls are answered.
+        pending: The calls that wait.
         cursors: The cursors that SSE connections asked for.
         requests: All requests: method, path with query, headers, body.
     """
@@ -101,6 +103,8 @@ class ScriptedApi:
         self.submits: deque[Response] = deque()
         self.gets: deque[Response] = deque()
         self.cancels: deque[Response] = deque()
+        self.answers: deque[Response] = deque()
+        self.pending: list[dict[str, Any]] = []
         self.cursors: list[int] = []
         self.requests: list[tuple[str, str, dict[str, str], bytes]] = []
         self._released = threading.Event()
@@ -157,6 +161,8 @@ class ScriptedApi:
                 Route("/v1/runs/{run_id}", self._get),
                 Route("/v1/runs/{run_id}/chunks", self._chunks),
                 Route("/v1/runs/{run_id}/cancel", self._cancel, methods=["POST"]),
+                Route("/v1/runs/{run_id}/tool-calls/{call:path}/{verb}", self._answer, methods=["POST"]),
+                Route("/v1/pending", self._pending),
             ]
         )
 
@@ -187,6 +193,14 @@ class ScriptedApi:
     async def _cancel(self, request: Request) -> Response:
         await self._note(request)
         return self.cancels.popleft() if self.cancels else JSONResponse(self.run, 202)
+
+    async def _answer(self, request: Request) -> Response:
+        await self._note(request)
+        return self.answers.popleft() if self.answers else JSONResponse(self.run)
+
+    async def _pending(self, request: Request) -> Response:
+        await self._note(request)
+        return JSONResponse({"pending": self.pending, "next": None})
 
     async def _chunks(self, request: Request) -> Response:
         await self._note(request)

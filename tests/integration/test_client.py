@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from durable import errors
 from durable.chunks import Chunk, TextDelta, UnknownChunk
@@ -40,6 +40,52 @@ async def seqs_of(client: Client, after: int = 0) -> list[int]:
 
 def bodies(api: ScriptedApi) -> list[bytes]:
     return [body for method, _, _, body in api.requests if method == "POST"]
+
+
+# --- people in the loop ---
+
+
+async def test_an_answer_is_sent_again_until_somebody_takes_it(api: ScriptedApi) -> None:
+    api.answers.extend([problem(503, "store_unavailable"), problem(502, "bad_gateway")])
+    async with client_of(api) as client:
+        view = await client.approve("run-1", "a/b?c", args={"n": 1}, actor="ada")
+    assert view.run_id == "run-1"
+    assert [target for _, target, _, _ in api.requests] == ["/v1/runs/run-1/tool-calls/a/b%3Fc/approve"] * 3
+    assert [json.loads(body) for body in bodies(api)] == [{"args": {"n": 1}, "actor": "ada"}] * 3
+
+
+async def test_what_is_not_said_is_not_sent_but_null_is_data(api: ScriptedApi) -> None:
+    async with client_of(api) as client:
+        await client.approve("run-1", "c1")
+        await client.decline("run-1", "c1", reason="no")
+        await client.resume("run-1", "c1", None)
+    assert [json.loads(body) for body in bodies(api)] == [{}, {"reason": "no"}, {"data": None}]
+
+
+async def test_a_refused_answer_tells_what_was_decided(api: ScriptedApi) -> None:
+    decision = {"decision": "decline", "actor": "ada", "at": "2026-01-02T03:04:05Z"}
+    error = {"code": "already_decided", "message": "No.", "details": {"decision": decision}}
+    api.answers.append(JSONResponse({"error": error}, 409))
+    async with client_of(api) as client:
+        with pytest.raises(errors.AlreadyDecided) as refused:
+            await client.approve("run-1", "c1")
+    assert refused.value.details["decision"] == decision
+
+
+@pytest.mark.parametrize("call", ["", ".", "..", "\ud800"])
+async def test_an_id_that_no_path_can_hold_is_not_sent(api: ScriptedApi, call: str) -> None:
+    async with client_of(api) as client:
+        with pytest.raises(errors.InvalidRequest):
+            await client.approve("run-1", call)
+    assert api.requests == []
+
+
+async def test_the_calls_that_wait_are_read_page_by_page(api: ScriptedApi) -> None:
+    api.pending = [{"runId": "run-1", "agent": "echo", "toolCallId": "c1", "toolName": "refund", "kind": "approval"}]
+    async with client_of(api) as client:
+        page = await client.pending(agent="echo", limit=1, cursor="5.run-0%3Ac")
+    assert [(call.run_id, call.tool_call_id, call.since) for call in page.pending] == [("run-1", "c1", None)]
+    assert api.requests[0][1] == "/v1/pending?agent=echo&limit=1&cursor=5.run-0%253Ac"
 
 
 # --- observe ---

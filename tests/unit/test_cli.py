@@ -251,8 +251,95 @@ def test_a_server_that_is_not_there_is_said_in_one_line(api: ScriptedApi) -> Non
 
 
 @pytest.mark.parametrize(
+    ("options", "sent"),
+    [((), None), (("--require-tool-approval",), True), (("--approval-policy", "large"), "large")],
+)
+def test_run_may_ask_for_approvals(api: ScriptedApi, options: tuple[str, ...], sent: object) -> None:
+    assert durable(api, "run", "echo", "hi", "--detach", *options).exit_code == 0
+    assert json.loads(api.requests[0][3]).get("requireToolApproval") == sent
+
+
+# --- people in the loop ---
+
+WAITING = {
+    "runId": "run-1",
+    "agent": "echo",
+    "toolCallId": "c[1]",
+    "toolName": "refund",
+    "args": {"amount": 500},
+    "kind": "approval",
+    "since": "2026-01-02T03:04:05Z",
+}
+
+
+def test_pending_lists_the_calls_that_wait(api: ScriptedApi) -> None:
+    assert durable(api, "pending").stderr == "Nothing waits.\n"
+    api.pending = [WAITING]
+    lines = durable(api, "pending", "--agent", "echo", "--limit", "3").stdout.splitlines()
+    assert lines[1].split()[:5] == ["run-1", "c[1]", "echo", "approval", "refund(amount=500)"]
+    assert api.requests[1][1] == "/v1/pending?agent=echo&limit=3"
+    assert json.loads(durable(api, "pending", "--json").stdout)["toolCallId"] == "c[1]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "verb", "body"),
+    [
+        (("approve",), "approve", {}),
+        (("approve", "--args", '{"amount": 1}'), "approve", {"args": {"amount": 1}}),
+        (("decline", "--reason", "no"), "decline", {"reason": "no"}),
+        (("resume", "--data", "null"), "resume", {"data": None}),
+        (("resume", "--data", '{"a": [1]}'), "resume", {"data": {"a": [1]}}),
+    ],
+)
+def test_an_answer_is_sent_with_who_gives_it(
+    api: ScriptedApi, arguments: tuple[str, ...], verb: str, body: dict[str, Any]
+) -> None:
+    decision = {"toolCallId": "a/b", "toolName": "refund", "decision": verb, "actor": "ada", "at": WAITING["since"]}
+    api.run = run_object(status="queued", decisions=[decision], pending=[WAITING])
+    result = durable(api, *arguments, "--actor", "ada", "run-1", "a/b")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines() == [
+        f"call a/b is {verb.rstrip('e')}ed by ada; run run-1 is queued",
+        "  · refund still waits (call c[1])",
+    ]
+    [(_, target, _, sent)] = api.requests
+    assert (target, json.loads(sent)) == (f"/v1/runs/run-1/tool-calls/a/b/{verb}", {**body, "actor": "ada"})
+    assert json.loads(durable(api, *arguments, "run-1", "a/b", "--json").stdout)["runId"] == "run-1"
+
+
+@pytest.mark.parametrize("variable", ["LOGNAME", "USER"])
+def test_who_answers_is_the_user_unless_they_say_otherwise(
+    api: ScriptedApi, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "grace")
+    assert durable(api, "approve", "run-1", "c1").exit_code == 0
+    assert json.loads(api.requests[0][3]) == {"actor": "grace"}
+
+
+def test_a_refused_answer_is_one_line_with_the_code_of_a_refusal(api: ScriptedApi) -> None:
+    api.answers.append(problem(409, "already_decided", "The call was answered before, in another way."))
+    result = durable(api, "decline", "run-1", "c1")
+    assert (result.exit_code, result.stdout) == (4, "")
+    assert result.stderr == "error: The call was answered before, in another way.\n"
+
+
+@pytest.mark.parametrize(
     "arguments",
-    [("run", "echo"), ("run", "echo", "hi", "--metadata", "nonsense"), ("runs", "--status", "odd"), ("nonsense",)],
+    [
+        ("approve", "run-1", "c1", "--args", "{"),
+        ("approve", "run-1", "c1", "--args", "[1]"),
+        ("resume", "run-1", "c1"),
+        ("resume", "run-1", "c1", "--data", "NaN"),
+        ("resume", "run-1", "c1", "--data", "blue"),
+        ("approve", "run-1"),
+        ("run", "echo", "hi", "--require-tool-approval", "--approval-policy", "large"),
+        ("run", "echo"),
+        ("run", "echo", "hi", "--metadata", "nonsense"),
+        ("runs", "--status", "odd"),
+        ("nonsense",),
+    ],
 )
 def test_wrong_usage_has_an_exit_code_of_its_own(api: ScriptedApi, arguments: tuple[str, ...]) -> None:
     assert durable(api, *arguments).exit_code == 2
@@ -268,7 +355,20 @@ def test_a_setting_that_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_every_verb_explains_itself() -> None:
-    for verb in ("run", "observe", "runs", "cancel", "agents", "dev", "worker", "api"):
+    for verb in (
+        "run",
+        "observe",
+        "runs",
+        "cancel",
+        "pending",
+        "approve",
+        "decline",
+        "resume",
+        "agents",
+        "dev",
+        "worker",
+        "api",
+    ):
         result = CliRunner().invoke(app, [verb, "--help"])
         assert result.exit_code == 0
         assert verb in result.stdout
@@ -310,6 +410,29 @@ def test_tool_calls_and_their_outcomes_are_one_line_each(capsys: pytest.CaptureF
         "  ← add: first second",
         "  ✗ add: tool_failed: The tool failed.",
         "  · tomorrow",
+    ]
+
+
+def test_a_call_that_waits_says_how_to_answer_it(capsys: pytest.CaptureFixture[str]) -> None:
+    refund = {"toolCallId": "c 1", "toolName": "refund", "args": {"amount": 500}}
+    paint = {"toolCallId": "-c2", "toolName": "paint", "args": {}, "suspendPayload": {"question": "which?"}}
+    denied = {"approval": {"id": "-c2", "approved": False, "reason": "enough", "actor": "ada"}}
+    lines = transcript(
+        capsys,
+        ("tool-call-approval", {**refund, "resumeSchema": "{}"}, 1),
+        ("tool-call-suspended", {**paint, "resumeSchema": "{}"}, 1),
+        ("tool-call-decided", {**refund, "args": {"amount": 1}, "decision": "approve", "actor": "ada"}, 0),
+        ("tool-call-decided", {**CALL, "decision": "resume"}, 0),
+        ("tool-call-decided", {**CALL, "decision": "fail", "actor": "deadline"}, 0),
+        ("tool-output-denied", {**paint, **denied}, 0),
+    )
+    assert lines == [
+        "  ? waits for approval of refund(amount=500):  durable approve run-1 'c 1'",
+        '  ? waits for an answer to paint(), {"question":"which?"}:  durable resume --data JSON -- run-1 -c2',
+        "  ✓ refund: approved by ada, as refund(amount=1)",
+        "  ✓ add: resumed",
+        "  ✗ add: nobody answered in time",
+        "  ✗ paint: declined by ada: enough",
     ]
 
 

@@ -49,6 +49,19 @@ class Log:
         return folder
 
 
+def test_a_call_that_was_declined_has_ended_and_counts_whatever_is_void() -> None:
+    log = Log()
+    log.step()
+    log.call("c1")
+    payload = {"toolCallId": "c1", "toolName": "add", "args": {"a": 1}}
+    log.add("tool-output-denied", {**payload, "approval": {"id": "c1", "approved": False, "reason": "no"}})
+    log.step(void=(1, 3))
+    call = log.folded.calls["c1"]
+    assert (call.ended, call.args, call.result, call.error) == (True, {"a": 1}, None, None)
+    assert call.denied is not None
+    assert (call.denied.approved, call.denied.reason) == (False, "no")
+
+
 def test_the_text_is_all_deltas_in_order() -> None:
     log = Log()
     log.step()
