@@ -271,6 +271,11 @@ careful = create_evented_agent(
 )
 
 
+doubting = create_evented_agent(
+    Agent(scripted(_charging), name="doubting", tools=[Tool(charge, metadata={"durable": {"on_crash": "ask"}}), fetch])
+)
+
+
 async def die(ctx: RunContext[Any]) -> str:
     """End the process as a crash would, after a while."""
     act(ctx)

@@ -8,10 +8,12 @@ import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from typing import Literal
 
 import pytest
 
 from durable.chunks import ToolError
+from durable.decisions import Answer, Decisions
 from durable.dev.redis_server import PrivateRedis
 from durable.errors import RunEnded
 from durable.execution import Outcome
@@ -100,6 +102,24 @@ class TestWhatCarriesOver:
         [error] = [chunk for chunk in await stage.bench.chunks(run_id) if isinstance(chunk, ToolError)]
         assert (error.payload.tool_call_id, error.payload.error.code) == ("c1", "outcome_unknown")
         assert len(stage.effects(run_id, "charge")) == 1
+
+    @pytest.mark.parametrize(("answer", "times"), [("approve", 2), ("decline", 1)])
+    async def test_a_call_that_is_asked_about_is_repeated_only_if_somebody_says_so(
+        self, stage: Stage, answer: Literal["approve", "decline"], times: int
+    ) -> None:
+        run_id = await stage.bench.create(agent="doubting")
+        await stage.crash(run_id, Point.TOOL_END_BEFORE)
+        assert stage.resume(run_id) == "suspended"
+        decisions = Decisions(stage.bench.store, stage.bench.runs)
+        [[call]] = await decisions.calls([run_id])
+        assert (call.tool_call_id, call.question.kind) == ("c1", "approval")
+        assert call.question.payload["reason"] == "outcome_unknown"
+        assert len(stage.effects(run_id, "charge")) == 1
+        await decisions.decide(run_id, "c1", Answer(kind=answer))
+        assert stage.resume(run_id) == "completed"
+        done = stage.effects(run_id, "charge")
+        assert len(done) == times
+        assert len({effect.key for effect in done}) == 1
 
     async def test_a_call_that_must_not_be_repeated_and_was_not_begun_is_made(self, stage: Stage) -> None:
         run_id = await stage.bench.create(agent="careful")
