@@ -1,7 +1,7 @@
 """Two calls that wait for a person: a refund that has to be approved, and a tool that asks what to write.
 
-Run it as it stands, `.venv/bin/python examples/approvals.py`: everything happens in this process. Or let a worker execute
-it, and answer from other terminals: `DURABLE_AGENTS=examples.approvals make dev`, then
+Run it as it stands, `.venv/bin/python examples/approvals.py`: everything happens in this process. Or let a worker
+execute it, and answer from other terminals: `DURABLE_AGENTS=examples.approvals make dev`, then
 
     .venv/bin/durable run desk "Order 4711 came broken."
     .venv/bin/durable pending
@@ -55,7 +55,7 @@ def refund(order: str, amount: int) -> str:
 
 
 @agent.tool
-def apologise(ctx: RunContext[None], order: str) -> str:
+def apologise(ctx: RunContext[object], order: str) -> str:
     """Write to the customer."""
     letter = resume_data(ctx, Letter)
     if letter is None:

@@ -60,6 +60,15 @@ def test_the_example_in_one_process_needs_no_redis() -> None:
     assert "6 messages" in told
 
 
+def test_the_example_of_approvals_uses_what_the_people_say() -> None:
+    told = run_example("approvals.py")
+
+    assert "refund waits for approval: {'order': '4711', 'amount': 120}" in told
+    assert "refund: approve by ada\n" in told
+    assert "apologise: resume by grace\n" in told
+    assert "refunded 100 for order 4711; wrote 'We are sorry.'." in told
+
+
 def test_the_client_example_leaves_a_run_and_comes_back_for_the_rest(served: Deployment) -> None:
     told = run_example("client.py", DURABLE_URL=served.url)
 
