@@ -195,6 +195,12 @@ def decode_messages(history: Sequence[ModelMessage], entries: Iterable[bytes]) -
     return _replay(history, entries)[0]
 
 
+def usage_at(entry: bytes) -> RunUsage | None:
+    """The usage at a stored entry; None for the last one of an ended run."""
+    usage = _Entry.model_validate_json(entry).usage
+    return None if usage is None else _USAGE.validate_python(usage)
+
+
 def _replay(
     history: Sequence[ModelMessage], entries: Iterable[bytes]
 ) -> tuple[list[ModelMessage], _Entry | None, frozenset[str] | None]:

@@ -104,7 +104,7 @@ async def emit(ctx: RunContext[Any], output: Any) -> None:
 
     Raises:
         ConfigurationError: It is not called from a tool of a durable run.
-        LeaseLost: The run has another owner.
+        LeaseLost: The run has another owner, or this call was given up.
     """
     await _emit(tool_context(ctx), output)
 

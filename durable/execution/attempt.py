@@ -131,6 +131,7 @@ class Attempt:
         self._turn = Turn(definition, request, start, writer, settings, self._boundary, read_answers, probe)
         self._task: asyncio.Task[Outcome] | None = None
         self._begun = False
+        self._closing = False
         self._stopped_by: Stop | None = None
         self._yielding = False
 
@@ -140,13 +141,16 @@ class Attempt:
         return self._task
 
     def stop(self, why: Stop) -> None:
-        """End the attempt soon. The first reason stands, but a lost lease overrides all."""
+        """End the attempt soon. The first reason stands, but a lost lease overrides all.
+
+        One that is about to write how it ends is not interrupted there: the script that ends a run knows of a cancel.
+        """
         if why is Stop.LOST:
             self._writer.fail(LeaseLost())
         elif self._stopped_by is not None:
             return
         self._stopped_by = why
-        if self._task is not None and self._begun:
+        if self._task is not None and self._begun and not self._closing:
             self._task.cancel()
 
     def yield_soon(self) -> None:
@@ -170,6 +174,7 @@ class Attempt:
 
     async def _after(self, raised: BaseException) -> Outcome:
         """What the attempt ends with, after something was raised."""
+        self._closing = True
         match raised:
             case asyncio.CancelledError():
                 return await (self._settle(self._failed(describe(raised))) if self._stray() else self._stop())
@@ -205,9 +210,12 @@ class Attempt:
         info = RunInfo(self.run_id, self._definition.name, token, metadata, self._deps)
         async with dependencies(self._definition, info) as deps:
             end = await self._turn.run(deps)
+        self._closing = True
         return await self._settle(self._completed(end))
 
     def _boundary(self, *, advanced: bool, ending: bool) -> None:
+        if self._stopped_by is not None:
+            raise asyncio.CancelledError  # the agent's own code has swallowed the one that stopped it
         if (self._yielding and not ending) or (advanced and self._settings.always_resume):
             raise HandOver
 

@@ -32,6 +32,7 @@ from durable.decisions import Answer
 from durable.errors import DecisionExpired, DurableError, ToolResultInvalid
 from durable.execution.aside import Asides
 from durable.execution.failures import ToolFailure, places
+from durable.execution.patience import ToolTimedOut, Voice, timeout_of
 from durable.execution.waits import DECLINED, Waits, options_of, others_decide, tag
 from durable.suspension import APPROVAL_SCHEMA, Suspension, read_deferral
 from durable.tool_options import OnToolError
@@ -198,13 +199,17 @@ class RecordingToolset(WrapperToolset[Any]):
         return None
 
     async def _execute(self, call: _Call) -> ledger.Outcome:
+        timeout = timeout_of(options_of(call.tool.tool_def))
         await self.record.started(call.id, call.round)
         aside, did = self.asides.begin(call.ctx), None
-        context = replace(self.context(call.id, call.name), resumed=call.resumed, resume=call.data)
+        context = self.context(call.id, call.name)
+        voice = Voice(context.write)
+        context = replace(context, resumed=call.resumed, resume=call.data, write=voice)
         token = CALL.set(context)
         try:
             try:
-                outcome = await _told(self.wrapped.call_tool(call.name, call.args, aside.ctx, call.tool))
+                async with voice.waited_for(timeout):
+                    outcome = await _told(self.wrapped.call_tool(call.name, call.args, aside.ctx, call.tool))
             finally:
                 did = aside.settle()
             outcome = replace(outcome, aside=did)
@@ -275,13 +280,18 @@ class RecordingToolset(WrapperToolset[Any]):
         name, kind = call.tool.tool_def.name, type(error).__name__
         if isinstance(error, ToolResultInvalid):
             failure = ToolFailure(name, error.code, error.message, kind)
+        elif isinstance(error, ToolTimedOut):
+            failure = ToolFailure(
+                name, "tool_timeout", f"The tool {name!r} took longer than {error.seconds:g} s.", kind
+            )
         else:
             failure = ToolFailure(name, "tool_failed", f"The tool {name!r} raised {kind}.", kind)
         failure.__cause__ = error
         log.warning("tool %s raised %s at %s", name, kind, places(error))
-        if options_of(call.tool.tool_def).get("on_tool_error", self.on_tool_error) == "continue":
-            told = ledger.encode(ledger.Outcome(failed=failure.message, aside=aside))
-            self.record.failed(call.id, call.round, failure, told)
+        told = isinstance(error, ToolTimedOut)
+        if told or options_of(call.tool.tool_def).get("on_tool_error", self.on_tool_error) == "continue":
+            entry = ledger.encode(ledger.Outcome(failed=failure.message, aside=aside))
+            self.record.failed(call.id, call.round, failure, entry)
             raise ToolFailed(failure.message) from error
         passed_on = isinstance(error, Exception) and not isinstance(error, ToolResultInvalid)
         raised = ledger.Raised(failure.code, failure.message, kind)

@@ -3,8 +3,8 @@
 -- KEYS 1 run  2 log  3 checkpoints  4 ledger  5 request  6 tombstone  7 leases  8 wakeups
 --      9 calls  10 pending  11 deadlines
 -- ARGV 1 channel  2 run id  3 count  4 bodies of the last chunks  5 prefix of the status indexes  6 tombstone seconds
---      7 reason, as JSON  8 channel of nudges
--- Returns 'cancelled' | 'requested' | 'already' | 'ended' | 'unknown'
+--      7 reason, as JSON  8 channel of nudges  9 last seq at which the bodies' usage was right  10 that usage, or ''
+-- Returns 'cancelled' | 'requested' | 'already' | 'ended' | 'unknown' | 'changed'
 local run, run_id = KEYS[1], ARGV[2]
 local record = redis.call('HMGET', run, 'status', 'token')
 local status, token = record[1], record[2]
@@ -24,8 +24,14 @@ if status == 'running' then
     redis.call('PUBLISH', ARGV[8], 'cancel ' .. run_id)
     return 'requested'
   end
-  redis.call('ZREM', KEYS[7], run_id .. ':' .. token)
-  redis.call('HINCRBY', run, 'token', 1)
+end
+if redis.call('HGET', run, 'lastSeq') ~= ARGV[9] then
+  return 'changed'
+end
+-- Whoever lost this lease and comes back is refused by the run's status; so its attempt stays the last one.
+redis.call('ZREM', KEYS[7], run_id .. ':' .. token)
+if ARGV[10] ~= '' then
+  redis.call('HSET', run, 'usage', ARGV[10])
 end
 redis.call('HSETNX', run, 'cancelRequested', ARGV[7])
 redis.call('ZREM', KEYS[8], run_id)

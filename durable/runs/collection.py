@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import orjson
 
+from durable.checkpoint import usage_at
 from durable.chunks import encode_body
 from durable.chunks.base import StepResult, Usage
 from durable.chunks.lifecycle import Abort, AbortPayload, Finish, FinishPayload, TurnOutput
@@ -21,6 +22,7 @@ from durable.runs.record import RUN_ID, NewRun, RunRecord, RunRequest, check_run
 from durable.scripts import CANCEL, CREATE
 from durable.settings import Settings
 from durable.store import Store, text
+from durable.translate.steps import usage_of
 from durable.views import RunStatus
 
 WAKE_GRACE = 2.0
@@ -199,11 +201,25 @@ class Runs:
             RunEnded: It has completed or failed.
             StoreUnavailable: Redis does not answer.
         """
-        keys = self._store.keys
         payload = AbortPayload(**{k: v for k, v in (("reason", reason), ("actor", actor)) if v is not None})
+        verdict = "changed"
+        while verdict == "changed":
+            verdict = await self._cancel(run_id, payload)
+        if verdict == "unknown":
+            await self.get(run_id)
+            raise UnknownRun
+        if verdict == "ended":
+            raise RunEnded
+        return verdict != "already"
+
+    async def _cancel(self, run_id: str, payload: AbortPayload) -> str:
+        """Cancel a run, unless its log gets on meanwhile."""
+        keys = self._store.keys
+        last_seq, usage = await self._used(run_id)
+        output = TurnOutput(text="", usage=usage or Usage(), steps=[])
         with as_json():
-            bodies = [encode_body(chunk) for chunk in cancelled_chunks(payload)]
-        verdict = text(
+            bodies = [encode_body(chunk) for chunk in cancelled_chunks(payload, output)]
+        return text(
             await self._store.run(
                 CANCEL,
                 [
@@ -228,15 +244,23 @@ class Runs:
                     self._settings.tombstone_seconds,
                     payload.model_dump_json(exclude_none=True),
                     keys.nudges,
+                    last_seq,
+                    "" if usage is None else usage.model_dump_json(by_alias=True, exclude_none=True),
                 ],
             )
         )
-        if verdict == "unknown":
-            await self.get(run_id)
-            raise UnknownRun
-        if verdict == "ended":
-            raise RunEnded
-        return verdict != "already"
+
+    async def _used(self, run_id: str) -> tuple[str, Usage | None]:
+        """A run's last seq, and what it had used by then: as it was suspended, or by a checkpoint that is newer."""
+        keys = self._store.keys
+        async with self._store.guard(), self._store.redis.pipeline(transaction=True) as pipe:
+            pipe.hmget(keys.run(run_id), ["lastSeq", "usage"])
+            pipe.lindex(keys.checkpoints(run_id), -1)
+            (last_seq, suspended), entry = await pipe.execute()
+        found = [] if suspended is None else [Usage.model_validate_json(suspended)]
+        if entry is not None and (used := usage_at(entry)) is not None:
+            found.append(usage_of(used))
+        return text(last_seq or b"0"), max(found, key=lambda usage: usage.total_tokens, default=None)
 
     async def page(
         self, *, status: str = "", agent: str = "", limit: int = 50, cursor: str | None = None
