@@ -6,9 +6,11 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
+from durable.budgets import Raise
 from durable.chunks import Wire
 from durable.decisions import LONGEST_ACTOR, LONGEST_REASON
 from durable.runs import RunRequest
+from durable.runs.record import MaxSeconds, MaxTokens, OnBudget
 
 MAX_METADATA_KEYS = 50
 
@@ -60,6 +62,16 @@ class SubmitBody(Wire):
         bool | str | None,
         Field(description="Whether every tool call has to be approved, or the agent's policy that tells which."),
     ] = None
+    max_tokens: Annotated[MaxTokens | None, Field(description="Tokens that it may use, in all.")] = None
+    max_seconds: Annotated[
+        MaxSeconds | None, Field(description="Seconds that it may be executed, over all attempts.")
+    ] = None
+    on_budget: Annotated[
+        OnBudget | None, Field(description="Whether reaching a budget suspends the run, the default, or ends it.")
+    ] = None
+    step_seconds: Annotated[
+        MaxSeconds | None, Field(description="Seconds that a model request and its tools may take.")
+    ] = None
 
     def request(self) -> RunRequest:
         """The run's request, as it is stored."""
@@ -69,6 +81,12 @@ class SubmitBody(Wire):
 
 Actor = Annotated[str | None, Field(max_length=LONGEST_ACTOR, description="Who says so, for the log.")]
 Reason = Annotated[str | None, Field(max_length=LONGEST_REASON)]
+
+
+class RaiseBody(Raise):
+    """What a run may use from now on, in all, and who says so."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"maxTokens": 40_000, "actor": "ada"}]})
 
 
 class CancelBody(Wire):

@@ -6,17 +6,20 @@ from typing import TypeVar
 from urllib.parse import quote
 
 from durable.decisions import verbs_of
+from durable.runs import BUDGET_REACHED
 from durable.views import InboxCall, PendingCall, RunStatus, RunView
 
 AnyCall = TypeVar("AnyCall", bound=PendingCall)
 
 
 def linked(view: RunView) -> RunView:
-    """A run with its links. Only one that can be retried has the link for it; each call that waits has its own."""
+    """A run with its links. Only one that can be retried, or resumed, has that link; each call that waits has its own."""
     path = _run(view.run_id)
     names = ["chunks", "messages", "diagnosis", "cancel"]
     if view.status in {RunStatus.FAILED, RunStatus.CANCELLED}:
         names.append("retry")
+    if view.status is RunStatus.SUSPENDED and view.reason == BUDGET_REACHED:
+        names.append("resume")
     links = {"self": path, **{name: f"{path}/{name}" for name in names}}
     pending = view.pending and [with_call_links(call, view.run_id) for call in view.pending]
     return view.model_copy(update={"links": links, "pending": pending})

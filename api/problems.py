@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from durable.errors import (
     AlreadyDecided,
+    BudgetNotReached,
     DurableError,
     InvalidRequest,
     RequestTooLarge,
@@ -41,6 +42,7 @@ STATUSES: Final[dict[type[DurableError], int]] = {
     RunConflict: 409,
     RunEnded: 409,
     AlreadyDecided: 409,
+    BudgetNotReached: 409,
     StoreUnavailable: 503,
 }
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Self
 
 from durable.announcements import Announcements
+from durable.budgets import Budgets, Raise
 from durable.decisions import Answer, Decisions, with_calls
 from durable.definition import AgentDefinition
 from durable.diagnosis import views
@@ -54,6 +55,7 @@ class Backend:
         self.hub = Hub(store)
         self.observer = Observer(store, self.runs, self.hub)
         self.decisions = Decisions(store, self.runs)
+        self.budgets = Budgets(store, self.runs)
         self.announcements = Announcements(store)
         self.engine: Engine | None = None
         self._celery = CeleryDispatcher(settings.celery_broker_url) if celery else None
@@ -113,6 +115,16 @@ class Backend:
                 `Decisions.decide`.
         """
         record = await self.decisions.decide(run_id, tool_call_id, answer)
+        if record is not None:
+            await self.dispatch(record)
+
+    async def raise_budget(self, run_id: str, wanted: Raise) -> None:
+        """Let a run that reached a budget go on, and wake it.
+
+        Raises:
+            InvalidRequest, UnknownRun, RunExpired, BudgetNotReached, RunEnded, StoreUnavailable: see `Budgets.raise_`.
+        """
+        record = await self.budgets.raise_(run_id, wanted)
         if record is not None:
             await self.dispatch(record)
 

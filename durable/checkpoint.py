@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, is_dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter
 from pydantic_ai.usage import RunUsage
 from pydantic_core import PydanticSerializationError, to_json
@@ -196,9 +196,12 @@ def decode_messages(history: Sequence[ModelMessage], entries: Iterable[bytes]) -
 
 
 def usage_at(entry: bytes) -> RunUsage | None:
-    """The usage at a stored entry; None for the last one of an ended run."""
-    usage = _Entry.model_validate_json(entry).usage
-    return None if usage is None else _USAGE.validate_python(usage)
+    """The usage at a stored entry; None for the last one of an ended run, and for one that can't be read."""
+    try:
+        usage = _Entry.model_validate_json(entry).usage
+        return None if usage is None else _USAGE.validate_python(usage)
+    except ValidationError:
+        return None
 
 
 def _replay(

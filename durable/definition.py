@@ -60,6 +60,7 @@ class AgentDefinition:
         queue: The Celery queue of its runs; None for `<prefix>.<name>`.
         retention: Seconds to keep an ended run; the deployment's default when None.
         on_tool_error: Whether a tool that raises fails the run, or the model is told.
+        step_seconds: Seconds that a model request and the tools that it calls may take; None for no limit.
         require_tool_approval: Which tool calls have to be approved, beside those whose tools say so themselves.
         approval_policies: Policies that a run may ask for by name.
     """
@@ -74,12 +75,15 @@ class AgentDefinition:
     on_tool_error: OnToolError = "fail"
     require_tool_approval: ApprovalPolicy = False
     approval_policies: Mapping[str, ApprovalFunction] = field(default_factory=dict)
+    step_seconds: float | None = None
 
     def __post_init__(self) -> None:
         if not AGENT_NAME.fullmatch(self.name):
             raise ConfigurationError("An agent's name is 1 to 128 letters, digits, '_', '-' or '.'.")
         if self.max_steps < 1:
             raise ConfigurationError("max_steps must be at least 1.")
+        if self.step_seconds is not None and not self.step_seconds > 0:
+            raise ConfigurationError("step_seconds must be above 0.")
 
     def queue_of(self, prefix: str) -> str:
         """The Celery queue of its runs, in the deployment with this prefix."""

@@ -13,7 +13,7 @@ from typing import Final, cast
 from durable.announcements import Announcements
 from durable.chunks.base import Json
 from durable.decisions import Call, read_calls
-from durable.runs import RETRYING, RunRecord, Runs
+from durable.runs import BUDGET_REACHED, RETRYING, RunRecord, Runs
 from durable.settings import Settings
 from durable.store import Store, text
 from durable.suspension import Kind, OnExpiry
@@ -34,6 +34,8 @@ _EXPIRES: Final[dict[OnExpiry, str]] = {
     "fail": "the run fails",
     "cancel": "the run is cancelled",
 }
+_UNITS: Final = {"max_tokens": ("tokens", "--max-tokens"), "max_seconds": ("seconds", "--max-seconds")}
+_LIMITS: Final = {"max_steps": " The step limit ended it.", BUDGET_REACHED: " A budget ended it."}
 _NOBODY_LOOKS: Final = "Nobody looks for lost runs until a worker starts."
 
 
@@ -215,7 +217,9 @@ def _running(found: Circumstances) -> _Findings:
 
 
 def _suspended(found: Circumstances) -> _Findings:
-    reason = found.record.view().reason or "suspended"
+    reason = found.record.reason or "suspended"
+    if reason == BUDGET_REACHED:
+        return _spent(found)
     waiting = _pending(found)
     facts = [*waiting, *_wakeup(found), *_attempts(found), *_cancel(found)]
     if any(fact.details and "until" in fact.details for fact in waiting):
@@ -224,6 +228,21 @@ def _suspended(found: Circumstances) -> _Findings:
         return reason, f"It waits for something from outside: {reason}.", facts
     calls = "a tool call" if len(waiting) == 1 else f"{len(waiting)} tool calls"
     return reason, f"It waits for somebody to answer {calls}.", facts
+
+
+def _spent(found: Circumstances) -> _Findings:
+    """A run that waits until a budget is raised."""
+    reached = found.record.json("budget") or {}
+    unit, option = _UNITS.get(reached.get("budget", ""), ("", "--max-…"))
+    limit, used = reached.get("limit", 0), reached.get("used", 0)
+    words = f"It may use {limit:g} {unit}, and has used {used:g}."
+    facts = [
+        _fact("budget", words, **reached),
+        _fact("raise", f"It goes on once that is raised: durable raise {found.record.run_id} {option} N."),
+        *_attempts(found),
+        *_cancel(found),
+    ]
+    return BUDGET_REACHED, f"It has used up its budget of {limit:g} {unit}, and waits until that is raised.", facts
 
 
 def _ended(found: Circumstances) -> _Findings:
@@ -241,8 +260,7 @@ def _ended(found: Circumstances) -> _Findings:
             facts.append(_fact("retry", "A retry starts a new run from its last checkpoint."))
             return "cancelled", "It was cancelled.", facts
         case _:
-            limited = " The step limit ended it." if view.reason == "max_steps" else ""
-            return "completed", f"It completed.{limited}", facts
+            return "completed", f"It completed.{_LIMITS.get(view.reason or '', '')}", facts
 
 
 def _pending(found: Circumstances) -> list[Fact]:

@@ -10,6 +10,7 @@
     ├── RunConflict               the run id or idempotency key belongs to another request
     ├── UnknownCall               the run has no call of this id that waits or waited for an answer
     ├── AlreadyDecided            the call was answered before, in another way
+    ├── BudgetNotReached          the run is not suspended because of a budget: there is nothing to raise
     ├── RunEnded                  the run has ended; it can't change any more
     ├── StoreUnavailable          Redis does not answer; nothing was written, or the same call may be repeated
     ├── LeaseLost                 this attempt no longer owns its run; whatever it writes is refused
@@ -94,6 +95,12 @@ class AlreadyDecided(DurableError):
     """The call was answered before, in another way."""
 
     code = "already_decided"
+
+
+class BudgetNotReached(DurableError):
+    """The run is not suspended because it reached a budget."""
+
+    code = "budget_not_reached"
 
 
 class RunEnded(DurableError):

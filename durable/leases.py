@@ -12,12 +12,13 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from redis.exceptions import NoScriptError, RedisError
 
+from durable.chunks import Chunk, encode_body
 from durable.scripts import CLAIM, RELEASE, RENEW, SUSPEND, Arg
 from durable.settings import Settings
 from durable.store import Store, text
@@ -116,7 +117,9 @@ async def release(
     return bool(await store.run(RELEASE, names, args))
 
 
-async def suspend(store: Store, lease: Lease, seen: int, fields: Mapping[str, Arg]) -> str:
+async def suspend(
+    store: Store, lease: Lease, seen: int, fields: Mapping[str, Arg], chunks: Sequence[Chunk] = ()
+) -> str:
     """Give a run up until somebody wakes it: `suspended`; or `decided`, when there are more answers to its calls than
     were seen; or `cancel`, when it was asked to end; or `fenced`, when the lease was lost before.
 
@@ -125,15 +128,17 @@ async def suspend(store: Store, lease: Lease, seen: int, fields: Mapping[str, Ar
         lease: The claim to give up.
         seen: How many answers the owner knows of.
         fields: Kept in the run's record.
+        chunks: Written to its log in the same step. Its writer must have written all else before.
 
     Raises:
         StoreUnavailable: Redis does not answer; the lease then simply runs out.
     """
     keys = store.keys
-    args: list[Arg] = [lease.run_id, lease.token, seen, keys.status_indexes]
+    args: list[Arg] = [lease.run_id, lease.token, seen, keys.status_indexes, keys.channel(lease.run_id)]
+    args += [len(chunks), b"\n".join(encode_body(chunk) for chunk in chunks)]
     for item in fields.items():
         args += item
-    return text(await store.run(SUSPEND, [keys.run(lease.run_id), keys.leases], args))
+    return text(await store.run(SUSPEND, [keys.run(lease.run_id), keys.leases, keys.log(lease.run_id)], args))
 
 
 def _release_call(store: Store, lease: Lease, wake_after: float) -> tuple[list[str], list[Any]]:

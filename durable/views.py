@@ -129,6 +129,22 @@ class DecisionView(Wire):
     at: Moment
 
 
+class BudgetView(Wire):
+    """What a run may use, in all, and what it has used. Its tokens are in its `usage`.
+
+    Attributes:
+        max_tokens: Tokens that it may use.
+        max_seconds: Seconds that it may be executed.
+        seconds_used: Seconds that it was executed, as far as it is stored: up to what it last completed.
+        reached: The budget that it has used up: `max_tokens` or `max_seconds`.
+    """
+
+    max_tokens: int | None = Field(None, exclude_if=_absent)
+    max_seconds: float | None = Field(None, exclude_if=_absent)
+    seconds_used: float | None = Field(None, exclude_if=_absent)
+    reached: str | None = Field(None, exclude_if=_absent)
+
+
 class RunView(Wire):
     """One run.
 
@@ -147,6 +163,7 @@ class RunView(Wire):
         error: Why it failed, or was cancelled.
         pending: The calls that wait for an answer.
         decisions: The answers that calls of it have had.
+        budget: What it may use, if that is limited.
         metadata: What its caller attached to it.
         retry_of: The ended run that it repeats.
         parent_run_id: The run that it belongs to.
@@ -168,6 +185,7 @@ class RunView(Wire):
     error: Annotated[ErrorInfo | None, WithoutNulls] = Field(None, exclude_if=_absent)
     pending: list[PendingCall] | None = Field(None, exclude_if=_absent)
     decisions: list[DecisionView] | None = Field(None, exclude_if=_absent)
+    budget: BudgetView | None = Field(None, exclude_if=_absent)
     metadata: dict[str, Any] | None = Field(None, exclude_if=_absent)
     retry_of: str | None = Field(None, exclude_if=_absent)
     parent_run_id: str | None = Field(None, exclude_if=_absent)

@@ -33,6 +33,7 @@ from durable.definition import (
 )
 from durable.errors import InvalidRequest
 from durable.runs import NewRun, RunRequest, check_policy
+from durable.runs.record import OnBudget
 from durable.settings import Settings
 from durable.store import Store
 from durable.tool_options import OnToolError
@@ -92,6 +93,10 @@ class DurableAgent:
         retries: int | None = None,
         deps: Json = None,
         require_tool_approval: bool | str | None = None,
+        max_tokens: int | None = None,
+        max_seconds: float | None = None,
+        on_budget: OnBudget | None = None,
+        step_seconds: float | None = None,
     ) -> RunHandle:
         """Start a run and return at once. The run goes on whatever happens to the caller.
 
@@ -110,6 +115,13 @@ class DurableAgent:
             deps: JSON for the agent's `deps_factory` or `deps_type`.
             require_tool_approval: Whether every tool call has to be approved, or the name of the agent's policy that
                 tells which; beside those that have to be anyway.
+            max_tokens: Tokens that the run may use, in all; default: no limit. It is looked at before each model
+                request.
+            max_seconds: Seconds that it may be executed, over all attempts; default: no limit. Waiting does not count.
+            on_budget: `suspend`, the default: a run that reaches one of these waits until that is raised
+                (`RunHandle.raise_budget`). `end`: it completes with what it has.
+            step_seconds: Seconds that a model request and the tools that it calls may take; longer fails the run
+                (`step_timeout`). Default: the agent's.
 
         Raises:
             InvalidRequest: The request is not of the right shape.
@@ -128,6 +140,10 @@ class DurableAgent:
                 retries=retries,
                 deps=deps,
                 require_tool_approval=require_tool_approval,
+                max_tokens=max_tokens,
+                max_seconds=max_seconds,
+                on_budget=on_budget,
+                step_seconds=step_seconds,
             )
             request.to_json()
         except (ValidationError, ValueError) as error:
@@ -227,6 +243,7 @@ def create_durable_agent(
     on_tool_error: OnToolError = "fail",
     require_tool_approval: ApprovalPolicy = False,
     approval_policies: Mapping[str, ApprovalFunction] | None = None,
+    step_seconds: float | None = None,
 ) -> DurableAgent:
     """Wrap an agent. Its runs are executed by the process that takes the request, as tasks of their own; a worker that
     has the agent may execute them too.
@@ -245,6 +262,8 @@ def create_durable_agent(
         require_tool_approval: Whether tool calls have to be approved, beside those whose tools say so themselves: all
             of them (True), or those for which a function of the call's context, tool and arguments is true.
         approval_policies: Such functions by name, for a run to ask for: `require_tool_approval="name"`.
+        step_seconds: Seconds that a model request and the tools that it calls may take, unless the run says otherwise;
+            longer fails the run (`step_timeout`). Default: no limit.
 
     Raises:
         ConfigurationError: The agent has no name, or an option does not fit.
@@ -259,6 +278,7 @@ def create_durable_agent(
         on_tool_error=on_tool_error,
         require_tool_approval=require_tool_approval,
         approval_policies=approval_policies or {},
+        step_seconds=step_seconds,
     )
     return DurableAgent(definition, cache)
 
@@ -274,6 +294,7 @@ def create_evented_agent(
     on_tool_error: OnToolError = "fail",
     require_tool_approval: ApprovalPolicy = False,
     approval_policies: Mapping[str, ApprovalFunction] | None = None,
+    step_seconds: float | None = None,
 ) -> EventedAgent:
     """Wrap an agent. Its runs are executed by Celery workers that have the agent: fire and forget.
 
@@ -293,6 +314,7 @@ def create_evented_agent(
         on_tool_error=on_tool_error,
         require_tool_approval=require_tool_approval,
         approval_policies=approval_policies or {},
+        step_seconds=step_seconds,
     )
     return EventedAgent(definition, cache)
 

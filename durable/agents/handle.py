@@ -11,6 +11,7 @@ from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.messages import ModelMessage
 
 from durable.backend import Backend
+from durable.budgets import read_raise
 from durable.checkpoint import decode_messages
 from durable.chunks import Chunk, Usage
 from durable.chunks.base import Json
@@ -143,6 +144,26 @@ class RunHandle:
         """Give a suspended call its data, or the result of a call that is executed elsewhere. Raises what `approve`
         raises."""
         await self._backend.decide(self.run_id, tool_call_id, Answer(kind="resume", data=data, actor=actor))
+
+    async def raise_budget(
+        self, *, max_tokens: int | None = None, max_seconds: float | None = None, actor: str | None = None
+    ) -> None:
+        """Let the run go on that is suspended because it reached a budget. The same again changes nothing.
+
+        Args:
+            max_tokens: Tokens that it may use from now on, in all.
+            max_seconds: Seconds that it may be executed from now on, in all.
+            actor: Who raises it, for the log.
+
+        Raises:
+            InvalidRequest: Nothing is raised, or not above what the run has used.
+            BudgetNotReached: It is not suspended because of a budget.
+            RunEnded: It has ended.
+            UnknownRun, RunExpired: There is no such run.
+            StoreUnavailable: Redis does not answer.
+        """
+        wanted = read_raise(max_tokens=max_tokens, max_seconds=max_seconds, actor=actor)
+        await self._backend.raise_budget(self.run_id, wanted)
 
     def _first_new(self, messages: Sequence[ModelMessage], *, resumed: bool) -> int:
         """Where the run's own messages begin: Pydantic AI marks them with the run's id. How many came before does not

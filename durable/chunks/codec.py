@@ -7,7 +7,7 @@ from typing import get_args
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from durable.chunks.base import Chunk, Json
-from durable.chunks.lifecycle import Abort, Error, Finish, Start, StepFinish, StepStart
+from durable.chunks.lifecycle import Abort, BudgetRaised, BudgetReached, Error, Finish, Start, StepFinish, StepStart
 from durable.chunks.output import (
     File,
     ReasoningDelta,
@@ -41,7 +41,7 @@ class UnknownChunk(Chunk):
 
 
 _KNOWN = (
-    Start | StepStart | StepFinish | Finish | Error | Abort | ResponseMetadata
+    Start | StepStart | StepFinish | Finish | Error | Abort | ResponseMetadata | BudgetReached | BudgetRaised
     | TextStart | TextDelta | TextEnd
     | ReasoningStart | ReasoningDelta | ReasoningEnd | ReasoningSignature | RedactedReasoning
     | ToolCallInputStreamingStart | ToolCallDelta | ToolCallInputStreamingEnd

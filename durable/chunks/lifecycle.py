@@ -82,11 +82,12 @@ class TurnOutput(Wire):
 
 
 class FinishPayload(Wire):
-    """`maxStepsReached` is set when the step limit, not the model, ended the turn."""
+    """`maxStepsReached` or `budgetReached` is set when the step limit or a budget, not the model, ended the turn."""
 
     output: TurnOutput
     step_result: StepResult
     max_steps_reached: bool | None = None
+    budget_reached: Literal["max_tokens", "max_seconds"] | None = None
 
 
 class Finish(Chunk):
@@ -121,3 +122,33 @@ class Abort(Chunk):
 
     type: Literal["abort"] = "abort"
     payload: AbortPayload
+
+
+class BudgetReachedPayload(Wire):
+    """Which budget, how much it was, and how much the run has used: tokens, or seconds."""
+
+    budget: Literal["max_tokens", "max_seconds"]
+    limit: int | float
+    used: int | float
+
+
+class BudgetReached(Chunk):
+    """The run has used up a budget, and waits until that is raised."""
+
+    type: Literal["budget-reached"] = "budget-reached"
+    payload: BudgetReachedPayload
+
+
+class BudgetRaisedPayload(Wire):
+    """What the run may use from now on, and who says so."""
+
+    max_tokens: int | None = None
+    max_seconds: float | None = None
+    actor: str | None = None
+
+
+class BudgetRaised(Chunk):
+    """A budget that the run has used up was raised, and it goes on."""
+
+    type: Literal["budget-raised"] = "budget-raised"
+    payload: BudgetRaisedPayload

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from durable.cli import answers, dev, doctor, runs, services
+from durable.cli import answers, budgets, dev, doctor, runs, services
 
 app = typer.Typer(
     name="durable",
@@ -35,6 +35,7 @@ app.command()(runs.observe)
 app.command()(runs.runs)
 app.command()(runs.cancel)
 app.command()(runs.retry)
+app.command("raise")(budgets.raise_)
 app.command()(runs.why)
 app.command()(runs.agents)
 app.command()(answers.pending)

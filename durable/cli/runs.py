@@ -34,6 +34,12 @@ def run(
     approval_policy: Annotated[
         str | None, typer.Option(metavar="NAME", help="The agent's policy that tells which calls have to be approved.")
     ] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens that it may use.")] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="Seconds that it may be executed.")] = None,
+    end_on_budget: Annotated[
+        bool, typer.Option("--end-on-budget", help="End when one of these is reached; it waits otherwise.")
+    ] = False,
+    step_seconds: Annotated[float | None, typer.Option(help="Seconds for a model request and its tools.")] = None,
     metadata: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Kept with the run. May be repeated.")
     ] = None,
@@ -60,6 +66,10 @@ def run(
             retries=retries,
             metadata=labels or None,
             require_tool_approval=approval,
+            max_tokens=max_tokens,
+            max_seconds=max_seconds,
+            on_budget="end" if end_on_budget else None,
+            step_seconds=step_seconds,
         )
         return await _hand_over(client, view, terminal, None if detach else following, as_json=as_json)
 

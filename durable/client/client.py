@@ -108,6 +108,10 @@ class Client:
         retries: int | None = None,
         deps: Json = None,
         require_tool_approval: bool | str | None = None,
+        max_tokens: int | None = None,
+        max_seconds: float | None = None,
+        on_budget: str | None = None,
+        step_seconds: float | None = None,
     ) -> RunView:
         """Start a run and return at once. Give either `prompt` or `messages`.
 
@@ -127,6 +131,10 @@ class Client:
             deps: JSON for the agent's `deps_factory`.
             require_tool_approval: Whether every tool call has to be approved, or the name of the agent's policy that
                 tells which; beside those that have to be anyway.
+            max_tokens: Tokens that it may use, in all.
+            max_seconds: Seconds that it may be executed, in all; waiting does not count.
+            on_budget: `suspend` (default): when it reaches one of these it waits for `raise_budget`. `end`: it ends.
+            step_seconds: Seconds that a model request and the tools that it calls may take.
 
         Raises:
             UnknownAgent: Nobody ever announced this agent.
@@ -144,6 +152,10 @@ class Client:
             "retries": retries,
             "deps": deps,
             "requireToolApproval": require_tool_approval,
+            "maxTokens": max_tokens,
+            "maxSeconds": max_seconds,
+            "onBudget": on_budget,
+            "stepSeconds": step_seconds,
         }
         if run_id is None and idempotency_key is None:
             idempotency_key = secrets.token_urlsafe(24)
@@ -328,6 +340,28 @@ class Client:
     async def resume(self, run_id: str, tool_call_id: str, data: Json = None, *, actor: str | None = None) -> RunView:
         """Give a suspended call its data, or one that is executed elsewhere its result. Otherwise as `approve`."""
         return await self._answer(run_id, tool_call_id, "resume", {"data": data, **_given({"actor": actor})})
+
+    async def raise_budget(
+        self, run_id: str, *, max_tokens: int | None = None, max_seconds: float | None = None, actor: str | None = None
+    ) -> RunView:
+        """Let a run go on that is suspended because it reached a budget. It is repeated as `cancel` is; the same again
+        changes nothing.
+
+        Args:
+            run_id: The run.
+            max_tokens: Tokens that it may use from now on, in all.
+            max_seconds: Seconds that it may be executed from now on, in all.
+            actor: Who raises it, for the log.
+
+        Raises:
+            InvalidRequest: Nothing is raised, or not above what it has used.
+            UnknownRun: There is none.
+            BudgetNotReached: It is not suspended because of a budget.
+            RunEnded: It has ended.
+        """
+        fields = {"maxTokens": max_tokens, "maxSeconds": max_seconds, "actor": actor}
+        path = f"{run_path(run_id)}/resume"
+        return await self._server.ask("POST", path, RunView, body=fields, backoff=self._retry)
 
     async def retry(self, run_id: str, *, idempotency_key: str | None = None) -> RunView:
         """Start a new run where a failed or cancelled one stopped: from its last completed model response. Returns the

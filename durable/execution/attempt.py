@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final
 from uuid import uuid4
@@ -19,6 +19,8 @@ from pydantic_ai.messages import ModelMessage, ModelResponse
 
 from durable.chunks import (
     AbortPayload,
+    BudgetReached,
+    BudgetReachedPayload,
     Chunk,
     Error,
     ErrorInfo,
@@ -29,15 +31,16 @@ from durable.chunks import (
 )
 from durable.definition import AgentDefinition, RunInfo
 from durable.errors import LeaseLost, StoreUnavailable
+from durable.execution.budget import Budget, BudgetSpent
 from durable.execution.dependencies import dependencies
 from durable.execution.failures import describe, places
 from durable.execution.retrying import Postponement, postponement
 from durable.execution.start import StartPoint
-from durable.execution.turn import Turn, TurnEnd
+from durable.execution.turn import MISSING, Turn, TurnEnd
 from durable.execution.waits import ReadAnswers
 from durable.outputs import output_fields
 from durable.probes import Point, Probe, silent
-from durable.runs import RunRecord, RunRequest, cancelled_chunks
+from durable.runs import BUDGET_REACHED, RunRecord, RunRequest, cancelled_chunks
 from durable.scripts import Arg
 from durable.settings import Settings
 from durable.suspension import RunSuspended
@@ -52,6 +55,7 @@ EXHAUSTED = ErrorInfo(
     message="Each attempt at this run was lost with its worker, without any progress. It is not tried again.",
 )
 
+STEP_TIMEOUT = ErrorInfo(code="step_timeout", message="A step took longer than its time limit.")
 WAITING: Final = "decision"
 """The reason of a run that is suspended until somebody answers a tool call."""
 UNREADABLE = ErrorInfo(code="run_unreadable", message="What is stored of this run can't be read by this version.")
@@ -61,6 +65,8 @@ class Stop(StrEnum):
     """Why somebody stops an attempt from outside."""
 
     CANCEL = "cancel"
+    OUT_OF_TIME = "out-of-time"
+    STEP_TIMEOUT = "step-timeout"
     HAND_BACK = "hand-back"
     LOST = "lost"
 
@@ -93,7 +99,7 @@ class Attempt:
         settings: Limits.
         asked: Tells what was said when the run was cancelled.
         read_answers: Reads what was answered to tool calls that wait.
-        suspend: Lets the run wait, unless there are more answers than those that were seen.
+        suspend: Lets the run wait, and tells so, unless there are more answers than those that were seen.
         hopeless: Why the run can only fail.
         probe: Passed at each point.
 
@@ -112,7 +118,7 @@ class Attempt:
         *,
         asked: Callable[[], Awaitable[AbortPayload]],
         read_answers: ReadAnswers,
-        suspend: Callable[[int, Mapping[str, Arg]], Awaitable[str]],
+        suspend: Callable[[int, Mapping[str, Arg], Sequence[Chunk]], Awaitable[str]],
         hopeless: ErrorInfo | None = None,
         probe: Probe = silent,
     ) -> None:
@@ -128,7 +134,16 @@ class Attempt:
         self._writer = writer
         self._settings = settings
         self._probe = probe
-        self._turn = Turn(definition, request, start, writer, settings, self._boundary, read_answers, probe)
+        self._budget = Budget(
+            record,
+            request,
+            definition.step_seconds,
+            on_time=lambda: self.stop(Stop.OUT_OF_TIME),
+            on_step=lambda: self.stop(Stop.STEP_TIMEOUT),
+        )
+        self._turn = Turn(
+            definition, request, start, writer, settings, self._boundary, read_answers, self._budget, probe
+        )
         self._task: asyncio.Task[Outcome] | None = None
         self._begun = False
         self._closing = False
@@ -162,6 +177,7 @@ class Attempt:
         self._begun = True
         if self._stopped_by is not None:
             return await self._stop()
+        self._budget.start()
         try:
             return await self._execute()
         except GeneratorExit:
@@ -174,7 +190,7 @@ class Attempt:
 
     async def _after(self, raised: BaseException) -> Outcome:
         """What the attempt ends with, after something was raised."""
-        self._closing = True
+        self._close()
         match raised:
             case asyncio.CancelledError():
                 return await (self._settle(self._failed(describe(raised))) if self._stray() else self._stop())
@@ -183,7 +199,9 @@ class Attempt:
             case HandOver():
                 return await self._hand_over()
             case RunSuspended():
-                return await self._suspend()
+                return await self._suspend({"reason": WAITING})
+            case BudgetSpent():
+                return await self._spent(raised.reached)
             case RunCancelled():
                 return await self._settle(await self._cancelled())
             case _:
@@ -210,8 +228,13 @@ class Attempt:
         info = RunInfo(self.run_id, self._definition.name, token, metadata, self._deps)
         async with dependencies(self._definition, info) as deps:
             end = await self._turn.run(deps)
-        self._closing = True
+        self._close()
         return await self._settle(self._completed(end))
+
+    def _close(self) -> None:
+        """From now on only how the attempt ends is written."""
+        self._closing = True
+        self._budget.stop()
 
     def _boundary(self, *, advanced: bool, ending: bool) -> None:
         if self._stopped_by is not None:
@@ -242,12 +265,19 @@ class Attempt:
         except StoreUnavailable:
             return  # it is seen at the latest when the run is to be suspended
 
-    async def _suspend(self) -> Outcome:
+    async def _spent(self, reached: BudgetReachedPayload) -> Outcome:
+        """The run has used up a budget: it ends, or waits until that is raised."""
+        if self._budget.ends:
+            return await self._settle(self._completed(TurnEnd(MISSING, limited=False, budget=reached)))
+        fields: dict[str, Arg] = {"reason": BUDGET_REACHED, "budget": reached.model_dump_json(by_alias=True)}
+        return await self._suspend(fields, BudgetReached(payload=reached))
+
+    async def _suspend(self, fields: dict[str, Arg], *chunks: Chunk) -> Outcome:
         """Give the run up until somebody answers; go on at once if somebody just has."""
         await self._writer.flush()
         usage = usage_of(self._turn.usage).model_dump_json(by_alias=True, exclude_none=True)
         self._probe(Point.SUSPEND_BEFORE)
-        verdict = await self._suspend_run(self._turn.waits.judged, {"reason": WAITING, "usage": usage})
+        verdict = await self._suspend_run(self._turn.waits.judged, {**fields, "usage": usage}, chunks)
         self._probe(Point.SUSPEND_AFTER)
         match verdict:
             case "suspended":
@@ -263,6 +293,10 @@ class Attempt:
         match self._stopped_by:
             case Stop.CANCEL:
                 return await self._settle(await self._cancelled())
+            case Stop.OUT_OF_TIME:
+                return await self._spent(self._budget.out_of_time())
+            case Stop.STEP_TIMEOUT:
+                return await self._settle(self._failed(STEP_TIMEOUT))
             case Stop.LOST:
                 return Outcome.LOST
             case _:
@@ -271,8 +305,9 @@ class Attempt:
     def _completed(self, end: TurnEnd) -> tuple[Ending, list[Chunk]]:
         text, extra = _last_text(self._turn.messages), {}
         fields: dict[str, bytes | str] = {}
-        if end.limited:
-            fields["reason"] = "max_steps"
+        budget = None if end.budget is None else end.budget.budget
+        if end.limited or budget is not None:
+            fields["reason"] = "max_steps" if budget is None else BUDGET_REACHED
             fields["output"] = orjson.dumps(to_json_value(text))
         else:
             if isinstance(end.output, str):
@@ -280,7 +315,9 @@ class Attempt:
             else:
                 extra["output"] = end.output
             fields.update(output_fields(self._definition.agent, end.output))
-        finish = self._turn.translator.finish(usage=self._turn.usage, text=text, max_steps_reached=end.limited, **extra)
+        finish = self._turn.translator.finish(
+            usage=self._turn.usage, text=text, max_steps_reached=end.limited, budget_reached=budget, **extra
+        )
         return self._ending(Outcome.COMPLETED, fields), [finish.model_copy(update={"final": True})]
 
     def _failed(self, error: ErrorInfo) -> tuple[Ending, list[Chunk]]:

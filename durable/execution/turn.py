@@ -26,11 +26,21 @@ from pydantic_graph import End
 
 from durable import ledger
 from durable.checkpoint import Progress, Stored
-from durable.chunks import Approval, Chunk, ErrorInfo, ToolError, ToolErrorPayload, ToolResult, VoidRange
+from durable.chunks import (
+    Approval,
+    BudgetReachedPayload,
+    Chunk,
+    ErrorInfo,
+    ToolError,
+    ToolErrorPayload,
+    ToolResult,
+    VoidRange,
+)
 from durable.chunks.base import Json
 from durable.definition import AgentDefinition, ApprovalFunction, ApprovalPolicy
 from durable.errors import ToolResultInvalid
 from durable.execution.aside import Asides
+from durable.execution.budget import Budget, BudgetSpent
 from durable.execution.capabilities import Durability, Healing, Resumption, Telling
 from durable.execution.failures import ToolFailure, places
 from durable.execution.recording import RecordingToolset
@@ -64,12 +74,14 @@ class TurnEnd:
     """How the loop ended.
 
     Attributes:
-        output: The agent's output; `MISSING` when the step limit came first.
+        output: The agent's output; `MISSING` when a limit came first.
         limited: Whether the step limit came first.
+        budget: The budget that came first, if one did.
     """
 
     output: Any
     limited: bool
+    budget: BudgetReachedPayload | None = None
 
 
 class Turn:
@@ -83,6 +95,7 @@ class Turn:
         settings: Limits.
         boundary: Called between steps; may raise, to hand the run over there.
         read_answers: Reads what was answered to calls that wait.
+        budget: What the attempt may still use.
         probe: Passed at each point.
 
     Attributes:
@@ -101,6 +114,7 @@ class Turn:
         settings: Settings,
         boundary: Boundary,
         read_answers: ReadAnswers,
+        budget: Budget,
         probe: Probe = silent,
     ) -> None:
         self._probe = probe
@@ -110,6 +124,7 @@ class Turn:
         self._writer = writer
         self._settings = settings
         self._boundary = boundary
+        self._budget = budget
         self.translator = Translator(attempt=writer.lease.token)
         self._asides = Asides()
         self._failures: dict[str, tuple[int, ToolFailure, Json]] = {}
@@ -158,9 +173,10 @@ class Turn:
             # A hook around the run may have answered in the agent's place.
             while run.result is None and not isinstance(node, End):
                 if Agent.is_model_request_node(node):
-                    if self._completed is None and self._steps == self._limit:
+                    end = self._limited(run)
+                    if end is not None:
                         self.messages = [*run.all_messages(), node.request]
-                        return TurnEnd(MISSING, limited=True)
+                        return end
                     node = await self._ask_model(run, node)
                 elif Agent.is_call_tools_node(node):
                     node = await self._call_tools(run, node)
@@ -180,6 +196,24 @@ class Turn:
         """Whether this attempt has got the run on."""
         return self._advanced
 
+    def _limited(self, run: AgentRun[Any, Any]) -> TurnEnd | None:
+        """How the turn ends before the next model request, if a limit is reached.
+
+        Raises:
+            BudgetSpent: The run has to wait until a budget is raised.
+        """
+        if self._completed is not None:
+            return None
+        if self._steps == self._limit:
+            return TurnEnd(MISSING, limited=True)
+        reached = self._budget.reached(run.usage.total_tokens)
+        if reached is None:
+            return None
+        self.usage = run.usage
+        if not self._budget.ends:
+            raise BudgetSpent(reached)
+        return TurnEnd(MISSING, limited=False, budget=reached)
+
     @property
     def _limit(self) -> int:
         return self._request.max_steps or self._definition.max_steps
@@ -190,6 +224,7 @@ class Turn:
             self._completed = None
             run.all_messages()[:-1] = self._start.progress.messages[:-1]
             return following
+        self._budget.begin_step()
         self._steps += 1
         self._message_id, before = str(uuid4()), copy(run.usage)
         self._first = self._writer.next_seq
@@ -214,10 +249,12 @@ class Turn:
             self._boundary(advanced=True, ending=not following.model_response.tool_calls)
         else:
             # The response was not accepted, and another one is asked for: what was said of it does not count.
+            self._budget.end_step()
             self._void = self._void_since(self._first)
         return following
 
     async def _call_tools(self, run: AgentRun[Any, Any], node: Any) -> Any:
+        self._budget.begin_step()
         self.waits.begin_step(self._steps, {call.tool_call_id: call for call in node.model_response.tool_calls})
         try:
             following = await run.next(node)
@@ -229,6 +266,7 @@ class Turn:
             raise RunSuspended
         if self.waits.waited:
             await self._writer.flush()  # others have written to the log: the next seq is known only now
+        self._budget.end_step()
         chunks = self.translator.end_step(is_continued=not isinstance(following, End))
         if not self._tail.step_finished:
             self._write(chunks)

@@ -54,6 +54,9 @@ end
 token = token + 1
 redis.call('HSET', run, 'token', int(token), 'owner', ARGV[2], 'nonce', ARGV[3])
 redis.call('HSETNX', run, 'startedAt', int(now))
+if redis.call('HEXISTS', run, 'maxSeconds') == 1 then
+  redis.call('HSET', run, 'executingSince', int(now)) -- what a lost attempt did after it last got on is not counted
+end
 local claims = redis.call('HINCRBY', run, 'claims', 1)
 redis.call('ZADD', leases, int(now + tonumber(ARGV[4])), run_id .. ':' .. int(token))
 redis.call('ZREM', wakeups, run_id)

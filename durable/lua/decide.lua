@@ -8,7 +8,8 @@
 --      answer so
 -- Returns {'applied', status of the run before} | {'same'} | {'decided'} | {'changed'} | {'unknown'} | {'ended'}
 local run, calls, run_id, call = KEYS[1], KEYS[4], ARGV[2], ARGV[3]
-local status = redis.call('HGET', run, 'status')
+local record = redis.call('HMGET', run, 'status', 'reason')
+local status = record[1]
 local state = redis.call('HGET', calls, 's:' .. call)
 if not status or not state then
   return {'unknown'}
@@ -37,7 +38,8 @@ redis.call('ZREM', KEYS[6], member)
 redis.call('HINCRBY', run, 'decisions', 1)
 redis.call('HSET', run, 'claims', '0')
 write(run, KEYS[2], ARGV[1], '0', 1, ARGV[8])
-if status == 'suspended' then
+-- One that has used up a budget waits for that to be raised, and finds the answer then.
+if status == 'suspended' and record[2] ~= 'budget_reached' then
   redis.call('HDEL', run, 'reason')
   redis.call('ZADD', KEYS[7], int(now + tonumber(ARGV[10])), run_id)
   move(run, ARGV[9], run_id, 'suspended', 'queued')

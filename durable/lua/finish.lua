@@ -24,6 +24,7 @@ end
 first, last = write(run, KEYS[2], ARGV[1], token, ARGV[5], ARGV[6])
 keep(run, KEYS[3], last, '1', ARGV[7])
 remember(run, ARGV[3], ARGV[4], first, last)
+spend(run, true)
 for i = 12, #ARGV, 2 do
   redis.call('HSET', run, ARGV[i], ARGV[i + 1])
 end

@@ -46,6 +46,22 @@ local function judge(run, writer, batch)
   return 'new', 0, 0
 end
 
+-- Adds the time since a run with a budget of seconds was claimed, or since this was done last, to what it has used.
+-- `stops` says that it is not executed any more: from then on no time passes for it.
+local function spend(run, stops)
+  local since = redis.call('HGET', run, 'executingSince')
+  if not since then
+    return
+  end
+  local now = now_ms()
+  redis.call('HINCRBY', run, 'msUsed', int(math.max(0, now - tonumber(since))))
+  if stops then
+    redis.call('HDEL', run, 'executingSince')
+  else
+    redis.call('HSET', run, 'executingSince', int(now))
+  end
+end
+
 -- What is stored in the same step as chunks: a checkpoint, or ''. `progress` says whether it counts as such: a run that
 -- gets on is not one that kills its workers.
 local function keep(run, checkpoints, last, progress, checkpoint)
@@ -54,6 +70,7 @@ local function keep(run, checkpoints, last, progress, checkpoint)
     redis.call('HSET', run, 'checkpointSeq', int(last))
   end
   if progress == '1' then
+    spend(run, false)
     redis.call('HSET', run, 'claims', '0')
     redis.call('HDEL', run, 'retriesUsed', 'lastError')
   end

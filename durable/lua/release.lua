@@ -10,6 +10,7 @@ if record[1] ~= 'running' or record[2] ~= token then
   return 0
 end
 redis.call('ZREM', KEYS[2], run_id .. ':' .. token)
+spend(run, true)
 local wait, held = tonumber(ARGV[3]), ARGV[5] == '1'
 if held and record[3] then
   wait, held = 0, false -- it was told to end meanwhile: it need not wait for that

@@ -1,9 +1,9 @@
 -- Lets a run wait for somebody outside: it gives up its lease, and nobody executes it until it is woken. Refused when a
 -- decision came that this attempt has not seen, so that no wake-up is lost.
 --
--- KEYS 1 run  2 leases
+-- KEYS 1 run  2 leases  3 log
 -- ARGV 1 run id  2 token  3 count of decisions that this attempt has seen  4 prefix of the status indexes
---      5… field, value, … of the record
+--      5 channel  6 count of chunks that tell of it, may be 0  7 their bodies, joined by newlines  8… field, value, … of the record
 -- Returns 'suspended' | 'fenced' | 'decided' | 'cancel'
 local run, run_id, token = KEYS[1], ARGV[1], ARGV[2]
 local record = redis.call('HMGET', run, 'status', 'token', 'cancelRequested', 'decisions')
@@ -22,7 +22,9 @@ end
 redis.call('ZREM', KEYS[2], run_id .. ':' .. token)
 redis.call('HDEL', run, 'owner', 'nonce', 'retriesUsed', 'lastError')
 redis.call('HSET', run, 'claims', '0')
-for i = 5, #ARGV, 2 do
+spend(run, true)
+write(run, KEYS[3], ARGV[5], token, ARGV[6], ARGV[7])
+for i = 8, #ARGV, 2 do
   redis.call('HSET', run, ARGV[i], ARGV[i + 1])
 end
 move(run, ARGV[4], run_id, 'running', 'suspended')

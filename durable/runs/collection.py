@@ -31,7 +31,7 @@ WAKE_GRACE = 2.0
 _BRIEF = (
     "agent", "status", "reason", "token", "lastSeq", "createdAt", "startedAt", "finishedAt", "usage", "error",
     "metadata", "retryOf", "parentRunId", "threadId", "kind", "queue", "retention", "cancelRequested",
-    "notBefore", "asked",
+    "notBefore", "asked", "maxTokens", "maxSeconds", "msUsed", "budget",
 )  # fmt: skip
 
 
@@ -58,6 +58,7 @@ class Runs:
             else keys.run(run_id)
         )
         fields: dict[str, Any] = {"agent": new.agent, "kind": new.kind, "queue": new.queue, "retention": new.retention}
+        fields |= new.request.budgets()
         if new.retry_of:
             fields["retryOf"] = new.retry_of
         with as_json():
@@ -179,11 +180,13 @@ class Runs:
         old = await self.get(run_id)
         if old.status not in {RunStatus.FAILED, RunStatus.CANCELLED}:
             raise RunConflict("Only a failed or cancelled run can be retried.")
+        request = await self.request(run_id)
         new = NewRun(
             agent=old.agent,
             kind=old.fields["kind"].decode(),
             queue=old.queue,
-            request=await self.request(run_id),
+            # Budgets as they were raised.
+            request=request.model_copy(update={"max_tokens": old.max_tokens, "max_seconds": old.max_seconds}),
             retention=int(old.fields["retention"]),
             # No header of a submit can hold this character, so its keys are others.
             idempotency_key=f"retry\0{run_id}\0{idempotency_key}" if idempotency_key else None,

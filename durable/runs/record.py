@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
+from typing import Annotated, Any, Final, Literal
 
 import orjson
 from pydantic import ConfigDict, Field
@@ -19,6 +19,11 @@ from durable.views import RunStatus, RunView
 
 RETRYING: Final = "retrying"
 """The reason of a queued run whose model's provider failed, until it is tried again."""
+BUDGET_REACHED: Final = "budget_reached"
+"""The reason of a run that has used up a budget: suspended until that is raised, or ended by it."""
+OnBudget = Literal["suspend", "end"]
+MaxTokens = Annotated[int, Field(ge=1, le=10**15)]
+MaxSeconds = Annotated[float, Field(gt=0, le=10 * 365 * 86_400)]
 RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
 
 
@@ -34,6 +39,10 @@ class RunRequest(Wire):
         max_steps: Model requests, at most; the agent's own limit when missing.
         retries: How often in a row it is tried again when the model's provider fails.
         deps: What the agent's `deps_factory` or `deps_type` is made from.
+        max_tokens: Tokens that it may use, in all.
+        max_seconds: Seconds that it may be executed, over all attempts; waiting does not count.
+        on_budget: Whether reaching one of these suspends it, the default, or ends it.
+        step_seconds: Seconds that a model request and the tools that it calls may take.
         require_tool_approval: Whether every tool call has to be approved, or the agent's policy that tells which.
     """
 
@@ -48,10 +57,19 @@ class RunRequest(Wire):
     retries: int | None = Field(None, ge=0, le=100)
     deps: Json = None
     require_tool_approval: bool | str | None = None
+    max_tokens: MaxTokens | None = None
+    max_seconds: MaxSeconds | None = None
+    on_budget: OnBudget | None = None
+    step_seconds: MaxSeconds | None = None
 
     def to_json(self) -> bytes:
         """The stored form."""
         return self.model_dump_json(by_alias=True, exclude_none=True).encode()
+
+    def budgets(self) -> dict[str, str]:
+        """Its budgets, as fields of the run's record: there they may be raised."""
+        named = {"maxTokens": self.max_tokens, "maxSeconds": self.max_seconds}
+        return {name: repr(value) for name, value in named.items() if value is not None}
 
     def digest(self, agent: str, metadata: Mapping[str, Json] | None) -> str:
         """A hash that is equal for equal requests, whatever the order of their fields."""
@@ -108,6 +126,25 @@ class RunRecord:
         return int(self.fields.get("decisions", b"0"))
 
     @property
+    def reason(self) -> str | None:
+        return self._optional("reason")
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Tokens that it may use, in all."""
+        return int(self._text("maxTokens")) if "maxTokens" in self.fields else None
+
+    @property
+    def max_seconds(self) -> float | None:
+        """Seconds that it may be executed, in all."""
+        return float(self._text("maxSeconds")) if "maxSeconds" in self.fields else None
+
+    @property
+    def seconds_used(self) -> float:
+        """Seconds that it was executed, if that is limited, as far as it is stored."""
+        return int(self.fields.get("msUsed", b"0")) / 1000
+
+    @property
     def queue(self) -> str:
         return self._text("queue")
 
@@ -127,7 +164,7 @@ class RunRecord:
             "runId": self.run_id,
             "agent": self.agent,
             "status": self.status,
-            "reason": RETRYING if waits else self._optional("reason"),
+            "reason": RETRYING if waits else self.reason,
             "attempt": self.token,
             "lastSeq": self.last_seq,
             "createdAt": self._moment("createdAt"),
@@ -136,12 +173,25 @@ class RunRecord:
             "usage": self.json("usage"),
             "output": self.json("output"),
             "error": self.json("error"),
+            "budget": self._budget(),
             "metadata": self.json("metadata"),
             "retryOf": self._optional("retryOf"),
             "parentRunId": self._optional("parentRunId"),
             "threadId": self._optional("threadId"),
         }
         return RunView.model_validate({name: value for name, value in values.items() if value is not None})
+
+    def _budget(self) -> dict[str, Any] | None:
+        if self.max_tokens is None and self.max_seconds is None:
+            return None
+        reached = self.json("budget")
+        values = {
+            "maxTokens": self.max_tokens,
+            "maxSeconds": self.max_seconds,
+            "secondsUsed": None if self.max_seconds is None else self.seconds_used,
+            "reached": reached and reached["budget"],
+        }
+        return {name: value for name, value in values.items() if value is not None}
 
     def _text(self, name: str) -> str:
         return self.fields[name].decode()

@@ -210,6 +210,7 @@ class Translator:
         text: str,
         output: object = _MISSING,
         max_steps_reached: bool = False,
+        budget_reached: str | None = None,
     ) -> Finish:
         """The turn has ended.
 
@@ -219,6 +220,7 @@ class Translator:
             text: The final text, empty if there is none.
             output: The validated output when it is not text.
             max_steps_reached: True when the step limit ended the turn.
+            budget_reached: The budget that ended the turn, if one did.
         """
         self._keep_step()
         last = self._last_step()
@@ -232,6 +234,8 @@ class Translator:
         fields: dict[str, Any] = {"output": TurnOutput(**turn), "step_result": StepResult(**result)}
         if max_steps_reached:
             fields["max_steps_reached"] = True
+        if budget_reached is not None:
+            fields["budget_reached"] = budget_reached
         return Finish(payload=FinishPayload(**fields))
 
     def _call(self, part: ToolCallPart) -> list[Chunk]:

@@ -281,12 +281,11 @@ async def test_against_an_end_or_a_suspension_there_is_one_winner(
                 won = True
             except RunEnded:
                 won = False
-            outcome = await asyncio.wait_for(execution, 10)
+            await asyncio.wait_for(execution, 10)  # whatever it tells, it does not raise
             record, chunks = await bench.runs.get(run_id), await bench.chunks(run_id)
             assert record.status == ("cancelled" if won else "completed")
             assert [chunk.seq for chunk in chunks if chunk.final] == [len(chunks)]
             assert chunks[-1].payload.step_result.reason == ("abort" if won else "stop")
-            assert outcome in {None, Outcome.SUSPENDED, Outcome.CANCELLED, Outcome.COMPLETED}
             ends.append(record.status)
     assert "cancelled" in ends
 

@@ -35,6 +35,8 @@ from durable.journal import Entry
 
 CATALOGUE = [
     "abort",
+    "budget-raised",
+    "budget-reached",
     "error",
     "file",
     "finish",
@@ -97,7 +99,8 @@ def _of(kind: Any) -> st.SearchStrategy[Any]:
         return wires(kind)
     match get_origin(kind):
         case None:
-            return {str: texts, int: st.integers(0, 2**63 - 1), bool: st.booleans(), type(None): st.none()}[kind]
+            numbers = {int: st.integers(0, 2**63 - 1), float: st.floats(allow_nan=False, allow_infinity=False)}
+            return {str: texts, **numbers, bool: st.booleans(), type(None): st.none()}[kind]
         case origin if origin is Literal:
             return st.sampled_from(get_args(kind))
         case origin if origin is dict:

@@ -240,3 +240,10 @@ def test_reasons_of_a_step_are_all_named() -> None:
     (meaning,) = [row[2] for row in shared if row[0] == "`reason`"]
 
     assert set(re.findall(r"`([a-z-]+)`", meaning)) == set(reasons)
+
+
+def test_the_example_of_a_budget_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = [code for code in blocks(page("budgets.md"), "python") if code.startswith("# budgeted.py\n")]
+    exec(compile(code, "budgeted.py", "exec", dont_inherit=True), {"__name__": "budgeted", "asyncio": asyncio})  # noqa: S102
+
+    assert re.fullmatch(r'used \d+ of 20\n\{"len":\d+\}\n', capsys.readouterr().out)
