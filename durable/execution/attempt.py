@@ -224,6 +224,8 @@ class Attempt:
             self._writer.write(Start(payload=StartPayload(id=self._definition.name, message_id=str(uuid4()))))
         if self._hopeless is not None:
             return await self._settle(self._failed(self._hopeless))
+        if (reached := self._budget.reached(tokens=0)) is not None:
+            raise BudgetSpent(reached)  # its time: nothing may be begun
         metadata, token = self._record.json("metadata") or {}, self._writer.lease.token
         info = RunInfo(self.run_id, self._definition.name, token, metadata, self._deps)
         async with dependencies(self._definition, info) as deps:

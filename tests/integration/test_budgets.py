@@ -299,6 +299,13 @@ class TestSeconds:
         await bench.runs.cancel(run_id)
         assert await used() == suspended
 
+    async def test_who_has_none_left_begins_nothing(self, stage: Stage) -> None:
+        run_id = await created(stage.bench, "ticking", prompt="1", max_seconds=60)
+        await stage.bench.store.redis.hset(stage.bench.store.keys.run(run_id), "msUsed", "60000")
+        assert stage.resume(run_id) == "suspended"
+        assert stage.effects(run_id) == []
+        assert (await stage.record(run_id)).reason == "budget_reached"
+
     async def test_who_takes_a_run_over_has_only_what_is_left(self, bench: Workbench, connected: Any) -> None:
         _, act = effects_of()
         async with connected(acting(act)) as agent:

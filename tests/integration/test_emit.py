@@ -63,7 +63,7 @@ async def test_a_tool_that_says_much_waits_while_too_much_waits_for_redis(settin
 
     @agent.tool
     async def speak(ctx: RunContext[object]) -> str:
-        writer = CALL.get().write.__self__  # type: ignore[attr-defined]  # the run's writer
+        writer = CALL.get().room.__self__  # type: ignore[attr-defined]  # the run's writer
         for _ in range(20):
             await emit(ctx, "x" * 50_000)
             full.append(writer.full)
