@@ -13,7 +13,7 @@ AnyCall = TypeVar("AnyCall", bound=PendingCall)
 
 
 def linked(view: RunView) -> RunView:
-    """A run with its links. Only one that can be retried, or resumed, has that link; each call that waits has its own."""
+    """A run with its links. Only one that can be retried, or resumed, has that link; a call that waits has its own."""
     path = _run(view.run_id)
     names = ["chunks", "messages", "diagnosis", "cancel"]
     if view.status in {RunStatus.FAILED, RunStatus.CANCELLED}:
