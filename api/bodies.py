@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field
 from durable.budgets import Raise
 from durable.chunks import Wire
 from durable.decisions import LONGEST_ACTOR, LONGEST_REASON
-from durable.runs import RunRequest
+from durable.runs import OnBusy, RunRequest
 from durable.runs.record import MaxSeconds, MaxTokens, OnBudget
 
 MAX_METADATA_KEYS = 50
@@ -71,6 +71,14 @@ class SubmitBody(Wire):
     ] = None
     step_seconds: Annotated[
         MaxSeconds | None, Field(description="Seconds that a model request and its tools may take.")
+    ] = None
+    thread_id: Annotated[
+        str | None, Field(description="The conversation to go on with: 1 to 128 of `A-Z a-z 0-9 _ -`.")
+    ] = None
+    resource_id: Annotated[str | None, Field(description="Whose conversation it is; the same each time.")] = None
+    on_busy: Annotated[
+        OnBusy | None,
+        Field(description="Whether to wait for the conversation's other runs (`queue`, default) or to be refused."),
     ] = None
 
     def request(self) -> RunRequest:

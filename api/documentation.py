@@ -114,6 +114,22 @@ MESSAGES: Final = {
         {"role": "assistant", "content": "It is 7 degrees and dry in Basel."},
     ]
 }
+THREAD_MESSAGES: Final = {
+    "messages": [
+        {
+            "id": "6mUYXuWMuVhRIctqrwgGLg.1",
+            "runId": "6mUYXuWMuVhRIctqrwgGLg",
+            "role": "user",
+            "content": "What is the weather in Basel?",
+        },
+        {
+            "id": "6mUYXuWMuVhRIctqrwgGLg.2",
+            "runId": "6mUYXuWMuVhRIctqrwgGLg",
+            "role": "assistant",
+            "content": "It is 7 degrees and dry in Basel.",
+        },
+    ]
+}
 DIAGNOSIS: Final = {
     "runId": "6mUYXuWMuVhRIctqrwgGLg",
     "agent": "weather",

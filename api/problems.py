@@ -24,9 +24,12 @@ from durable.errors import (
     RunEnded,
     RunExpired,
     StoreUnavailable,
+    ThreadBusy,
+    ThreadConflict,
     UnknownAgent,
     UnknownCall,
     UnknownRun,
+    UnknownThread,
 )
 from durable.execution.failures import places
 
@@ -38,11 +41,14 @@ STATUSES: Final[dict[type[DurableError], int]] = {
     UnknownAgent: 404,
     UnknownRun: 404,
     UnknownCall: 404,
+    UnknownThread: 404,
     RunExpired: 410,
     RunConflict: 409,
     RunEnded: 409,
     AlreadyDecided: 409,
     BudgetNotReached: 409,
+    ThreadBusy: 409,
+    ThreadConflict: 409,
     StoreUnavailable: 503,
 }
 

@@ -14,7 +14,7 @@ from durable.backend import Backend
 from durable.conversation import read_conversation
 from durable.errors import InvalidRequest
 from durable.journal import Entry, read
-from durable.runs import NewRun, RunRecord, check_policy
+from durable.runs import NewRun, RunRecord, check_policy, check_thread_id
 from durable.views import ChunkPage, RunPage, RunStatus, RunView
 
 from .bodies import CancelBody, SubmitBody
@@ -77,9 +77,7 @@ async def submit(
         idempotency_key=idempotency_key,
         metadata=body.metadata,
     )
-    record, created = await backend.runs.create(new)
-    if created:
-        await backend.dispatch(record)
+    record, created = await backend.submit(new)
     return as_json(linked(record.view()), 202 if created else 200, Location=f"/v1/runs/{record.run_id}")
 
 
@@ -91,18 +89,18 @@ async def submit(
     responses=example(200, RUNS) | errors(400, 503),
 )
 async def list_runs(
-    request: Request,
     backend: TheBackend,
     status: Annotated[RunStatus | None, Query(description="Only runs in this state.")] = None,
     agent: Annotated[str, Query(max_length=128, description="Only runs of this agent.")] = "",
+    thread_id: Annotated[str | None, Query(alias="threadId", description="Only runs of this thread.")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(max_length=160, description="`next` of the page before.")] = None,
 ) -> Response:
     """Newest first, without their outputs."""
-    if "threadId" in request.query_params:
-        # A list that is not narrowed would pass for that of the thread.
-        raise InvalidRequest("There are no threads yet: runs can't be listed by threadId.")
-    records, following = await backend.runs.page(status=status or "", agent=agent, limit=limit, cursor=cursor)
+    thread = "" if thread_id is None else check_thread_id(thread_id)
+    records, following = await backend.runs.page(
+        status=status or "", agent=agent, thread=thread, limit=limit, cursor=cursor
+    )
     shown = await backend.views(records)
     return as_json(RunPage(runs=[linked(view) for view in shown], next=following))
 
@@ -153,9 +151,7 @@ async def retry_run(
 ) -> Response:
     """Starts a new run where a failed or cancelled one stopped: from its last completed model response, with what its
     tools returned. The old run stays as it is."""
-    record, created = await backend.runs.retry(run_id, idempotency_key=idempotency_key)
-    if created:
-        await backend.dispatch(record)
+    record, created = await backend.retry(run_id, idempotency_key=idempotency_key)
     return as_json(linked(record.view()), 202 if created else 200, Location=f"/v1/runs/{record.run_id}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Self
 
 from durable.announcements import Announcements
@@ -11,9 +11,10 @@ from durable.decisions import Answer, Decisions, with_calls
 from durable.definition import AgentDefinition
 from durable.diagnosis import views
 from durable.dispatch import CeleryDispatcher, Dispatcher, InProcessDispatcher
+from durable.errors import ThreadBusy
 from durable.execution import Engine
 from durable.observer import Hub, Observer
-from durable.runs import RunRecord, Runs
+from durable.runs import NewRun, RunRecord, Runs
 from durable.settings import Settings
 from durable.store import Store
 from durable.sweeper import Sweeper
@@ -67,6 +68,7 @@ class Backend:
                 settings,
                 self.definitions,
                 redispatch=self.dispatch_again,
+                wake=self.dispatch,
                 on_stall=on_stall,
                 on_hung=on_hung,
             )
@@ -98,6 +100,35 @@ class Backend:
         if self._celery is not None:
             self._celery.close()
         self.store.sync.close()
+
+    async def submit(self, new: NewRun) -> tuple[RunRecord, bool]:
+        """Create a run and wake somebody who executes it. Returns its record and whether this call created it.
+
+        Raises:
+            InvalidRequest, RunConflict, RunExpired, ThreadBusy, ThreadConflict, StoreUnavailable: see `Runs.create`.
+        """
+        return await self._started(self.runs.create(new))
+
+    async def retry(self, run_id: str, *, idempotency_key: str | None = None) -> tuple[RunRecord, bool]:
+        """Go on with a failed or cancelled run as a new one. Returns that one, and whether this call created it.
+
+        Raises:
+            UnknownRun, RunExpired, RunConflict, ThreadBusy, StoreUnavailable: see `Runs.retry`.
+        """
+        return await self._started(self.runs.retry(run_id, idempotency_key=idempotency_key))
+
+    async def _started(self, creation: Awaitable[tuple[RunRecord, bool]]) -> tuple[RunRecord, bool]:
+        try:
+            record, created = await creation
+        except ThreadBusy as error:
+            [calls] = await self.decisions.calls([error.details["runId"]])
+            waiting = [call.pending().model_dump(mode="json", by_alias=True) for call in calls if call.answer is None]
+            if waiting:
+                error.details["pending"] = waiting
+            raise
+        if created and not record.behind:
+            await self.dispatch(record)
+        return record, created
 
     async def dispatch(self, record: RunRecord) -> None:
         """Wake somebody who executes the run: this process or a worker. Where there are no workers, the run of an agent

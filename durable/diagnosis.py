@@ -13,7 +13,7 @@ from typing import Final, cast
 from durable.announcements import Announcements
 from durable.chunks.base import Json
 from durable.decisions import Call, read_calls
-from durable.runs import BUDGET_REACHED, RETRYING, RunRecord, Runs
+from durable.runs import BUDGET_REACHED, RETRYING, THREAD_BUSY, RunRecord, Runs
 from durable.settings import Settings
 from durable.store import Store, text
 from durable.suspension import Kind, OnExpiry
@@ -51,6 +51,7 @@ class Circumstances:
         wakeup_at: When a wake-up that is lost is repeated; None without one.
         ahead: Older queued runs of the same queue, counted up to a limit.
         swept: Whether some process looks for lost runs.
+        thread_run: The run of its thread that it waits for; None when it waits for none.
         max_attempts: Claims without progress after which it fails.
         calls: Its tool calls that wait, or waited, for an answer.
     """
@@ -62,6 +63,7 @@ class Circumstances:
     wakeup_at: int | None = None
     ahead: int = 0
     swept: bool = True
+    thread_run: str | None = None
     max_attempts: int = 5
     calls: Sequence[Call] = ()
 
@@ -129,6 +131,7 @@ async def examine(
         wakeup_at=None if wakeup is None else int(wakeup),
         ahead=await _ahead(store, record) if record.status is RunStatus.QUEUED else 0,
         swept=bool(swept),
+        thread_run=(await runs.thread(record.thread_id)).get("live") if record.behind and record.thread_id else None,
         max_attempts=settings.max_attempts,
         calls=read_calls(calls),
     )
@@ -169,6 +172,10 @@ _Findings = tuple[str, str, list[Fact]]
 
 def _queued(found: Circumstances) -> _Findings:
     record, view = found.record, found.record.view()
+    if record.behind:
+        since = _fact("queued", f"It was submitted {_ago(found, 'createdAt')}.", since=_moment(record, "createdAt"))
+        before = _fact("thread_run", f"Now it is the turn of run {found.thread_run}.", runId=found.thread_run)
+        return THREAD_BUSY, "It waits until the runs before it in its thread have ended.", [before, since]
     facts = [
         _fact("queued", f"It was submitted {_ago(found, 'createdAt')}.", since=_moment(record, "createdAt")),
         _workers(found),

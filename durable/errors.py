@@ -8,6 +8,9 @@
     ├── UnknownRun                there never was such a run, or it is forgotten
     ├── RunExpired                the run was there; its retention has passed
     ├── RunConflict               the run id or idempotency key belongs to another request
+    ├── UnknownThread             there is no such conversation, or it is forgotten
+    ├── ThreadBusy                the conversation has a run that has not ended, and the new one is not to wait for it
+    ├── ThreadConflict            the conversation belongs to another resource
     ├── UnknownCall               the run has no call of this id that waits or waited for an answer
     ├── AlreadyDecided            the call was answered before, in another way
     ├── BudgetNotReached          the run is not suspended because of a budget: there is nothing to raise
@@ -83,6 +86,24 @@ class RunConflict(DurableError):
     """The run id or idempotency key was used for a different request."""
 
     code = "run_conflict"
+
+
+class UnknownThread(DurableError):
+    """There is no thread with this id."""
+
+    code = "unknown_thread"
+
+
+class ThreadBusy(DurableError):
+    """A run of this thread has not ended."""
+
+    code = "thread_busy"
+
+
+class ThreadConflict(DurableError):
+    """The thread belongs to another resource."""
+
+    code = "thread_conflict"
 
 
 class UnknownCall(DurableError):

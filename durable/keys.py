@@ -23,8 +23,11 @@ class Keys:
     | `calls` | hash | calls that wait or waited: `s:` state, `c:` question, `t:` since and until, `d:` answer |
     | `tombstone` | string | outlives an expired run |
     | `idempotency` | string | idempotency key -> run id and request hash |
-    | `runs` | sorted set | creation time -> run id; per status, agent and in all |
-    | `expiries` | sorted set | when its retention has passed -> run id, status and agent, to be taken out of `runs` |
+    | `runs` | sorted set | creation time -> run id; per status, agent, thread and in all |
+    | `expiries` | sorted set | when it expires -> run id, status, agent and thread, to be taken out of `runs` |
+    | `thread` | hash | a conversation: whose it is, its live run, whose exchange is the newest, how long it is kept |
+    | `exchanges` | list | what each run of a thread has said, in order |
+    | `thread_queue` | list | runs that wait for the live run of their thread, in order |
     | `leases` | sorted set | expiry -> run id and token |
     | `pending` | sorted set | since when it waits -> run id and call |
     | `deadlines` | sorted set | when it is answered by itself -> run id and call |
@@ -63,13 +66,26 @@ class Keys:
     def idempotency(self, agent: str, digest: str) -> str:
         return f"{self.prefix}:idempotency:{agent}:{digest}"
 
-    def runs(self, *, status: str = "", agent: str = "") -> str:
+    def runs(self, *, status: str = "", agent: str = "", thread: str = "") -> str:
         """The index of runs, newest last, narrowed by at most one of the arguments."""
         if status:
             return f"{self.status_indexes}{status}"
         if agent:
             return f"{self.prefix}:runs:agent:{agent}"
+        if thread:
+            return f"{self.thread(thread)}:runs"
         return f"{self.prefix}:runs"
+
+    # The scripts make the names of a thread, and of its runs, from that of a run of it (`lib.lua`).
+
+    def thread(self, thread_id: str) -> str:
+        return f"{self.prefix}:thread:{{{thread_id}}}"
+
+    def exchanges(self, thread_id: str) -> str:
+        return f"{self.thread(thread_id)}:exchanges"
+
+    def thread_queue(self, thread_id: str) -> str:
+        return f"{self.thread(thread_id)}:queue"
 
     @property
     def status_indexes(self) -> str:

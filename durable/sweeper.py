@@ -120,8 +120,9 @@ class Sweeper:
             return
         async with self._store.guard(), self._store.redis.pipeline(transaction=False) as pipe:
             for member in members:
-                run_id, status, agent = member.split(":")
-                for index in (keys.runs(), keys.runs(status=status), keys.runs(agent=agent)):
+                run_id, status, agent, thread = member.split(":")
+                indexes = [keys.runs(), keys.runs(status=status), keys.runs(agent=agent)]
+                for index in [*indexes, *([keys.runs(thread=thread)] if thread else [])]:
                     pipe.zrem(index, run_id)
             pipe.zrem(keys.expiries, *members)
             await pipe.execute()

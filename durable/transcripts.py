@@ -22,8 +22,8 @@ from pydantic_ai.messages import (
 from durable.checkpoint import decode_messages
 from durable.chunks import ToolCall, ToolError, ToolResult
 from durable.chunks.base import Json
-from durable.conversation import read_conversation
 from durable.runs import Runs
+from durable.threads import given
 from durable.translate import call_chunk, outcome_chunk, to_json_value
 from durable.views import MessageView
 
@@ -35,8 +35,8 @@ async def transcript(runs: Runs, run_id: str) -> list[ModelMessage]:
         UnknownRun, RunExpired: There is no such run.
         StoreUnavailable: Redis does not answer.
     """
-    await runs.get(run_id)
-    conversation = read_conversation(await runs.request(run_id))
+    record = await runs.get(run_id)
+    conversation = await given(runs, record, await runs.request(run_id))
     entries = await runs.checkpoints(run_id)
     messages = decode_messages(conversation.history, entries)
     if not entries and conversation.prompt is not None:

@@ -247,6 +247,24 @@ class MessagePage(Wire):
     messages: list[MessageView]
 
 
+class ThreadMessageView(MessageView):
+    """One message of a thread.
+
+    Attributes:
+        id: The same at every reading, once its run has ended.
+        run_id: The run that it belongs to.
+    """
+
+    id: str
+    run_id: str
+
+
+class ThreadMessagePage(Wire):
+    """A thread's conversation, oldest message first."""
+
+    messages: list[ThreadMessageView]
+
+
 class ModelMessagePage(Wire):
     """A run's conversation as Pydantic AI's own message JSON, oldest message first."""
 

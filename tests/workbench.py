@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from typing import Any, Self
 
 from pydantic import SecretStr
@@ -96,9 +97,16 @@ def on(url: str, **values: Any) -> Settings:
     return Settings(redis_url=SecretStr(url), prefix=f"test-{secrets.token_hex(6)}", **given)
 
 
-def new_run(prompt: str = "hello", *, agent: str = "nobody", retention: int = 60, **fields: Any) -> NewRun:
-    """A run to create, of an agent that nobody executes."""
-    request = RunRequest(prompt=prompt)
+def new_run(
+    prompt: str = "hello",
+    *,
+    agent: str = "nobody",
+    retention: int = 60,
+    asked: Mapping[str, Any] | None = None,
+    **fields: Any,
+) -> NewRun:
+    """A run to create, of an agent that nobody executes; `asked` is what else its request has."""
+    request = RunRequest(prompt=prompt, **(asked or {}))
     return NewRun(agent=agent, kind="evented", queue="nowhere", request=request, retention=retention, **fields)
 
 

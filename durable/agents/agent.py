@@ -32,7 +32,7 @@ from durable.definition import (
     define,
 )
 from durable.errors import InvalidRequest
-from durable.runs import NewRun, RunRequest, check_policy
+from durable.runs import NewRun, OnBusy, RunRequest, check_policy
 from durable.runs.record import OnBudget
 from durable.settings import Settings
 from durable.store import Store
@@ -97,6 +97,9 @@ class DurableAgent:
         max_seconds: float | None = None,
         on_budget: OnBudget | None = None,
         step_seconds: float | None = None,
+        thread_id: str | None = None,
+        resource_id: str | None = None,
+        on_busy: OnBusy | None = None,
     ) -> RunHandle:
         """Start a run and return at once. The run goes on whatever happens to the caller.
 
@@ -122,10 +125,16 @@ class DurableAgent:
                 (`RunHandle.raise_budget`). `end`: it completes with what it has.
             step_seconds: Seconds that a model request and the tools that it calls may take; longer fails the run
                 (`step_timeout`). Default: the agent's.
+            thread_id: The conversation that the run goes on with; it is begun when there is none.
+            resource_id: Whose conversation that is. It has to be the same each time.
+            on_busy: With a run of the conversation that has not ended: `queue` (default) waits for it, `reject`
+                refuses.
 
         Raises:
             InvalidRequest: The request is not of the right shape.
             RunConflict: The id or key belongs to another request.
+            ThreadBusy: The conversation has a run that is suspended, or any with `on_busy="reject"`.
+            ThreadConflict: The conversation belongs to another resource.
             ConfigurationError: No Redis is configured.
             StoreUnavailable: Redis does not answer.
         """
@@ -144,6 +153,9 @@ class DurableAgent:
                 max_seconds=max_seconds,
                 on_budget=on_budget,
                 step_seconds=step_seconds,
+                thread_id=thread_id,
+                resource_id=resource_id,
+                on_busy=on_busy,
             )
             request.to_json()
         except (ValidationError, ValueError) as error:
@@ -162,9 +174,7 @@ class DurableAgent:
             idempotency_key=idempotency_key,
             metadata=metadata,
         )
-        record, created = await backend.runs.create(new)
-        if created:
-            await backend.dispatch(record)
+        record, _ = await backend.submit(new)
         return RunHandle(backend, definition.agent, record.run_id)
 
     async def generate(self, prompt: Prompt | None = None, **options: Any) -> RunResult:

@@ -15,11 +15,11 @@ from durable.budgets import read_raise
 from durable.checkpoint import decode_messages
 from durable.chunks import Chunk, Usage
 from durable.chunks.base import Json
-from durable.conversation import read_conversation
 from durable.decisions import Answer
 from durable.errors import RunCancelled, RunFailed, StoreUnavailable
 from durable.outputs import restore_output
 from durable.runs import RunRecord
+from durable.threads import given
 from durable.views import RunStatus, RunView
 
 
@@ -96,8 +96,9 @@ class RunHandle:
             raise RunCancelled(self.run_id, "run_cancelled", "The run was cancelled.")
         if view.error is not None:
             raise RunFailed(self.run_id, view.error.code, view.error.message)
-        conversation = read_conversation(await self._backend.runs.request(self.run_id))
-        messages = decode_messages(conversation.history, await self._backend.runs.checkpoints(self.run_id))
+        runs = self._backend.runs
+        conversation = await given(runs, record, await runs.request(self.run_id))
+        messages = decode_messages(conversation.history, await runs.checkpoints(self.run_id))
         return RunResult(
             run_id=self.run_id,
             output=restore_output(self._agent, record.fields),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated, TypeAlias
 
 import typer
@@ -13,6 +14,14 @@ from durable.cli.following import Following, come_back
 from durable.cli.terminal import Terminal, cell
 from durable.client import Client
 from durable.views import AgentView, RunStatus, RunView
+
+
+class OnBusy(StrEnum):
+    """What becomes of a run whose conversation has another one."""
+
+    QUEUE = "queue"
+    REJECT = "reject"
+
 
 RunId: TypeAlias = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
@@ -40,6 +49,11 @@ def run(
         bool, typer.Option("--end-on-budget", help="End when one of these is reached; it waits otherwise.")
     ] = False,
     step_seconds: Annotated[float | None, typer.Option(help="Seconds for a model request and its tools.")] = None,
+    thread: Annotated[str | None, typer.Option(metavar="THREAD", help="The conversation to go on with.")] = None,
+    resource: Annotated[str | None, typer.Option(help="Whose conversation it is.")] = None,
+    on_busy: Annotated[
+        OnBusy | None, typer.Option(help="Wait for the conversation's other runs (default), or be refused.")
+    ] = None,
     metadata: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Kept with the run. May be repeated.")
     ] = None,
@@ -70,6 +84,9 @@ def run(
             max_seconds=max_seconds,
             on_budget="end" if end_on_budget else None,
             step_seconds=step_seconds,
+            thread_id=thread,
+            resource_id=resource,
+            on_busy=on_busy,
         )
         return await _hand_over(client, view, terminal, None if detach else following, as_json=as_json)
 
@@ -101,6 +118,7 @@ def runs(
     *,
     status: Annotated[RunStatus | None, typer.Option(help="Only runs in this state.")] = None,
     agent: Annotated[str | None, typer.Option(help="Only runs of this agent.")] = None,
+    thread: Annotated[str | None, typer.Option(help="Only runs of this conversation.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Runs, at most.")] = 20,
     cursor: Annotated[str | None, typer.Option(help="Go on from an earlier list.")] = None,
     as_json: AsJson = False,
@@ -109,7 +127,7 @@ def runs(
     terminal = Terminal()
 
     async def work(client: Client) -> Exit:
-        page = await client.runs(status=status, agent=agent, limit=limit, cursor=cursor)
+        page = await client.runs(status=status, agent=agent, thread_id=thread, limit=limit, cursor=cursor)
         if as_json:
             for view in page.runs:
                 terminal.json(view.to_wire())

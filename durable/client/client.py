@@ -37,6 +37,8 @@ from durable.views import (
     RunPage,
     RunStatus,
     RunView,
+    ThreadMessagePage,
+    ThreadMessageView,
 )
 
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
@@ -112,6 +114,9 @@ class Client:
         max_seconds: float | None = None,
         on_budget: str | None = None,
         step_seconds: float | None = None,
+        thread_id: str | None = None,
+        resource_id: str | None = None,
+        on_busy: str | None = None,
     ) -> RunView:
         """Start a run and return at once. Give either `prompt` or `messages`.
 
@@ -135,8 +140,15 @@ class Client:
             max_seconds: Seconds that it may be executed, in all; waiting does not count.
             on_budget: `suspend` (default): when it reaches one of these it waits for `raise_budget`. `end`: it ends.
             step_seconds: Seconds that a model request and the tools that it calls may take.
+            thread_id: The conversation to go on with; it is begun when there is none.
+            resource_id: Whose conversation it is; the same each time.
+            on_busy: With a run of the conversation that has not ended: `queue` (default) waits for it, `reject`
+                refuses.
 
         Raises:
+            ThreadBusy: The conversation has a run that is suspended, or any with `on_busy="reject"`; `details` tell
+                which, and its calls that wait.
+            ThreadConflict: The conversation belongs to another resource.
             UnknownAgent: Nobody ever announced this agent.
             RunConflict: The run id or key was used for another request.
             InvalidRequest: Something given does not fit.
@@ -156,6 +168,9 @@ class Client:
             "maxSeconds": max_seconds,
             "onBudget": on_budget,
             "stepSeconds": step_seconds,
+            "threadId": thread_id,
+            "resourceId": resource_id,
+            "onBusy": on_busy,
         }
         if run_id is None and idempotency_key is None:
             idempotency_key = secrets.token_urlsafe(24)
@@ -186,6 +201,16 @@ class Client:
         path, params = f"{run_path(run_id)}/messages", {"format": "pydantic-ai"}
         return (await self._server.ask("GET", path, ModelMessagePage, params=params)).messages
 
+    async def thread_messages(self, thread_id: str, *, resource_id: str | None = None) -> list[ThreadMessageView]:
+        """What was said in a conversation, oldest first. `resource_id`: whose it has to be.
+
+        Raises:
+            UnknownThread: There is none.
+            ThreadConflict: It belongs to another resource.
+        """
+        path, params = f"/v1/threads/{segment(thread_id)}/messages", {"resourceId": resource_id}
+        return (await self._server.ask("GET", path, ThreadMessagePage, params=params)).messages
+
     async def diagnosis(self, run_id: str) -> Diagnosis:
         """Why the run stands where it stands.
 
@@ -200,11 +225,12 @@ class Client:
         *,
         status: RunStatus | str | None = None,
         agent: str | None = None,
+        thread_id: str | None = None,
         limit: int | None = None,
         cursor: str | None = None,
     ) -> RunPage:
         """Runs, newest first. `cursor` is the `next` of the page before."""
-        params = {"status": status, "agent": agent, "limit": limit, "cursor": cursor}
+        params = {"status": status, "agent": agent, "threadId": thread_id, "limit": limit, "cursor": cursor}
         return await self._server.ask("GET", "/v1/runs", RunPage, params=params)
 
     async def agents(self) -> list[AgentView]:

@@ -115,13 +115,15 @@ class Doctor:
         }
         while True:
             async with self._store.guard():
-                agent, created = await self._store.redis.hmget(own["run"], ["agent", "createdAt"])
+                agent, created, thread = await self._store.redis.hmget(own["run"], ["agent", "createdAt", "threadId"])
                 async with self._store.redis.pipeline(transaction=True) as pipe:
                     pipe.hgetall(own["run"])
                     pipe.zscore(keys.leases, f"{run_id}:{text(token)}")
                     pipe.zscore(keys.wakeups, run_id)
                     pipe.zscore(keys.runs(), run_id)
                     pipe.zscore(keys.runs(agent=text(agent or b"?")), run_id)
+                    pipe.hget(keys.thread(text(thread or b"?")), "live")
+                    pipe.lpos(keys.thread_queue(text(thread or b"?")), run_id)
                     pipe.llen(own["checkpoints"])
                     pipe.hkeys(own["ledger"])
                     pipe.hgetall(own["calls"])
@@ -136,16 +138,16 @@ class Doctor:
             fields = {text(name): value for name, value in replies[0].items()}
             if not fields:
                 return None
-            asked = {text(name): value for name, value in replies[7].items()}
+            asked = {text(name): value for name, value in replies[9].items()}
             called = {name[2:] for name in asked if name.startswith("s:")}
             if fields.get("token", b"") == token and called == names:
                 break
             # The lease was looked for under another token, or calls that wait were not looked for.
             token, names = fields.get("token", b""), called
-        lease, wakeup, listed, listed_for_agent, checkpoints, calls = replies[1:7]
+        lease, wakeup, listed, listed_for_agent, live, place, checkpoints, calls = replies[1:9]
         count = len(names)
-        places = replies[8 : 8 + count], replies[8 + count : 8 + 2 * count]
-        rest = replies[8 + 2 * count :]
+        places = replies[10 : 10 + count], replies[10 + count : 10 + 2 * count]
+        rest = replies[10 + 2 * count :]
         scores, lifetimes = rest[: len(RunStatus)], rest[len(RunStatus) :]
         score = float(created or -1)
         return Snapshot(
@@ -159,6 +161,8 @@ class Doctor:
             checkpoints=checkpoints,
             calls=tuple(text(call) for call in calls),
             waits=tuple(_wait(call, asked, *found) for call, *found in zip(sorted(names), *places, strict=True)),
+            thread_live=live is not None and text(live) == run_id,
+            thread_queued=place is not None,
         )
 
     async def _entries(self, run_id: str, last_seq: int) -> AsyncIterator[Entry]:

@@ -122,7 +122,7 @@ class LogReview:
 
     def _inherited(self, call: str) -> bool:
         """Whether a retry has the outcome from the run that it repeats, whose log has it."""
-        step = int(call.partition(":")[0])
+        step = ledger.step_of(call)
         return "retryOf" in self.record.fields and (self._first_step is None or step < self._first_step)
 
     def _finding(self, check: str, message: str) -> Finding:

@@ -54,6 +54,8 @@ class Snapshot:
         record: Its record.
         leased: Whether its newest token is in the index of leases.
         woken: Whether it is in the index of wake-ups.
+        thread_live: Whether it is the live run of its thread.
+        thread_queued: Whether it is in the queue of its thread.
         statuses: The statuses in whose indexes it is.
         listed: Whether it is in the index of all runs, at its creation time.
         listed_for_agent: Whether it is in the index of its agent's runs, at its creation time.
@@ -74,6 +76,8 @@ class Snapshot:
     checkpoints: int
     calls: tuple[str, ...]
     waits: tuple[Wait, ...] = ()
+    thread_live: bool = False
+    thread_queued: bool = False
 
 
 def is_whole(record: RunRecord) -> bool:
@@ -89,7 +93,8 @@ def judge(found: Snapshot) -> Iterator[Finding]:
         missing = ", ".join(name for name in _FIELDS if name not in fields) or "none"
         yield Finding(run_id, "record", f"Its record is not whole; fields that are missing: {missing}.")
         return
-    for check, message in [*_state(found), *_indexes(found), *_lifetimes(found), *_checkpoint(found), *_waits(found)]:
+    checks = (_state, _thread, _indexes, _lifetimes, _checkpoint, _waits)
+    for check, message in [found_wrong for look in checks for found_wrong in look(found)]:
         yield Finding(run_id, check, message)
 
 
@@ -98,7 +103,7 @@ def _state(found: Snapshot) -> Iterator[tuple[str, str]]:
     record, status = found.record, found.record.status
     if status is RunStatus.RUNNING and not found.leased:
         yield "state", "It is running and has no lease: nobody would notice that it is lost."
-    if status is RunStatus.QUEUED and not found.woken:
+    if status is RunStatus.QUEUED and not found.woken and not record.behind:
         yield "state", "It is queued and has no wake-up: nobody would execute it if its message is lost."
     if status is not RunStatus.RUNNING and found.leased:
         yield "state", f"It is {status} and has a lease."
@@ -112,6 +117,23 @@ def _state(found: Snapshot) -> Iterator[tuple[str, str]]:
         yield "state", f"It is {status} and has {'a' if 'finishedAt' in record.fields else 'no'} moment of its end."
     if (status is RunStatus.FAILED) != ("error" in record.fields):
         yield "state", f"It is {status} and has {'an' if 'error' in record.fields else 'no'} error."
+
+
+def _thread(found: Snapshot) -> Iterator[tuple[str, str]]:
+    """A run of a thread that has not ended is the live one, or waits for it; and only one of these."""
+    record = found.record
+    if record.thread_id is None:
+        return
+    live = not record.status.ended and not record.behind
+    if found.thread_live != live:
+        yield "thread", f"It is {record.status} and is {'' if found.thread_live else 'not '}its thread's live run."
+    if found.thread_queued != record.behind:
+        yield (
+            "thread",
+            f"Its thread's queue {'has' if found.thread_queued else 'does not have'} it; its record differs.",
+        )
+    if record.behind and (found.woken or record.status is not RunStatus.QUEUED):
+        yield "thread", f"It waits for its thread, and is {record.status}{' with a wake-up' if found.woken else ''}."
 
 
 def _indexes(found: Snapshot) -> Iterator[tuple[str, str]]:

@@ -44,6 +44,7 @@ from durable.runs import BUDGET_REACHED, RunRecord, RunRequest, cancelled_chunks
 from durable.scripts import Arg
 from durable.settings import Settings
 from durable.suspension import RunSuspended
+from durable.threads import exchange
 from durable.translate import to_json_value
 from durable.translate.steps import usage_of
 from durable.writer import Ending, RunWriter
@@ -83,6 +84,10 @@ class Outcome(StrEnum):
     LOST = "lost"
 
 
+ENDS: Final = frozenset({Outcome.COMPLETED, Outcome.FAILED, Outcome.CANCELLED})
+"""The outcomes after which there is nothing left of the run to execute."""
+
+
 class HandOver(Exception):
     """Raised between two steps, to hand the run over there."""
 
@@ -104,6 +109,7 @@ class Attempt:
         probe: Passed at each point.
 
     Attributes:
+        thread_id: The run's thread, if it has one.
         postponed: When the run is tried again, if the attempt ended so.
     """
 
@@ -123,6 +129,8 @@ class Attempt:
         probe: Probe = silent,
     ) -> None:
         self.run_id = record.run_id
+        self.thread_id = record.thread_id
+        self._given = start.conversation
         self._asked = asked
         self._suspend_run = suspend
         self._hopeless = hopeless
@@ -279,7 +287,9 @@ class Attempt:
         await self._writer.flush()
         usage = usage_of(self._turn.usage).model_dump_json(by_alias=True, exclude_none=True)
         self._probe(Point.SUSPEND_BEFORE)
-        verdict = await self._suspend_run(self._turn.waits.judged, {**fields, "usage": usage}, chunks)
+        verdict = await self._suspend_run(
+            self._turn.waits.judged, {**fields, "usage": usage, **self._said(whole=True)}, chunks
+        )
         self._probe(Point.SUSPEND_AFTER)
         match verdict:
             case "suspended":
@@ -341,7 +351,17 @@ class Attempt:
         except Exception as error:  # noqa: BLE001 - the run ends all the same, with the conversation of its checkpoints
             log.warning("run %s: its last messages can't be stored: %s", self.run_id, type(error).__name__)
             messages = b""
-        return Ending(outcome, messages, {"usage": usage, **fields})
+        return Ending(outcome, messages, {"usage": usage, **fields, **self._said(whole=outcome is not Outcome.FAILED)})
+
+    def _said(self, *, whole: bool) -> dict[str, bytes]:
+        """What the run adds to its thread, as a field of its record."""
+        if self.thread_id is None:
+            return {}
+        try:
+            return {"said": exchange(self.run_id, self._given, self._turn.messages, whole=whole)}
+        except Exception as error:  # noqa: BLE001 - as with the last checkpoint
+            log.warning("run %s: its thread can't have its messages: %s", self.run_id, type(error).__name__)
+            return {}
 
     async def _settle(self, end: tuple[Ending, list[Chunk]]) -> Outcome:
         """Write the end of the run. A cancel that came before wins over completing and failing."""

@@ -18,11 +18,11 @@ from pydantic_ai import Agent
 
 from durable.appender import Appender
 from durable.chunks import AbortPayload, ErrorInfo
-from durable.conversation import Conversation, read_conversation
+from durable.conversation import Conversation
 from durable.decisions import Decisions
 from durable.definition import AgentDefinition
 from durable.errors import DurableError, StoreUnavailable
-from durable.execution.attempt import EXHAUSTED, UNREADABLE, Attempt, Outcome, Stop
+from durable.execution.attempt import ENDS, EXHAUSTED, UNREADABLE, Attempt, Outcome, Stop
 from durable.execution.failures import places
 from durable.execution.isolation import PATIENCE, Isolation
 from durable.execution.retrying import Postponement
@@ -33,6 +33,7 @@ from durable.probes import Point, Probe, silent
 from durable.runs import WAKE_GRACE, RunRecord, RunRequest, Runs
 from durable.settings import Settings
 from durable.store import UNAVAILABLE, Store, close_pubsub, text
+from durable.threads import given
 from durable.writer import RunWriter
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class Engine:
         settings: Times and limits.
         definitions: The agents, by name. Looked up when a run begins.
         redispatch: Sends the wake-up of a run that was handed back.
+        wake: Sends the wake-up of the next run of a thread; default: `redispatch`.
         on_stall: Called, in another thread, when the event loop stood still for too long; a worker exits then.
         on_hung: Called when more than half of the tools' threads hang in calls that were given up; a worker is renewed.
         probe: Passed at each point where a crash could tear something apart.
@@ -63,6 +65,7 @@ class Engine:
         definitions: Mapping[str, AgentDefinition],
         *,
         redispatch: Redispatch,
+        wake: Redispatch | None = None,
         on_stall: Callable[[], None] = lambda: None,
         on_hung: Callable[[], None] = lambda: None,
         probe: Probe = silent,
@@ -73,6 +76,7 @@ class Engine:
         self._settings = settings
         self._definitions = definitions
         self._redispatch = redispatch
+        self._wake = wake or redispatch
         self._runs = Runs(store, settings)
         self._decisions = Decisions(store, self._runs)
         self._appender = Appender(store, settings, probe)
@@ -182,6 +186,8 @@ class Engine:
             await self._hand_back(lease)
         elif outcome is Outcome.POSTPONED and attempt is not None and attempt.postponed is not None:
             await self._postpone(lease, attempt.postponed)
+        elif outcome in ENDS and attempt is not None and attempt.thread_id is not None:
+            await self._wake_next(attempt.thread_id)
         log.info("run %s, attempt %d: %s", run_id, lease.token, outcome)
         return outcome
 
@@ -268,7 +274,7 @@ class Engine:
         hopeless = EXHAUSTED if lease.claims > self._settings.max_attempts else None
         try:
             request = await self._runs.request(record.run_id)
-            start = await StartPoint.load(self._store, self._runs, record, read_conversation(request))
+            start = await StartPoint.load(self._store, self._runs, record, await given(self._runs, record, request))
         except StoreUnavailable:
             raise
         except Exception as error:  # noqa: BLE001 - what is stored can't be read: the run ends, instead of waiting for ever
@@ -304,6 +310,15 @@ class Engine:
             self._probe(Point.RELEASE_AFTER)
         except DurableError as error:
             log.warning("run %s could not be put off: %s", lease.run_id, error.code)
+
+    async def _wake_next(self, thread_id: str) -> None:
+        """Wake the run that the end of another has let begin. If that fails, the sweeper does."""
+        try:
+            live = (await self._runs.thread(thread_id)).get("live")
+            if live is not None:
+                await self._wake(await self._runs.get(live))
+        except DurableError as error:
+            log.warning("the next run of a thread could not be woken: %s", error.code)
 
     async def _hear_nudges(self) -> None:
         while True:

@@ -328,7 +328,7 @@ class Turn:
             usage_limits=conversation.usage_limits,
             # Pydantic AI refuses a run id that the history has.
             run_id=f"{run_id}.{self._writer.lease.token}",
-            conversation_id=run_id,
+            conversation_id=self._request.thread_id or run_id,
             capabilities=[
                 Durability(self._wrap),
                 Healing(self, self._asides),

@@ -5,11 +5,11 @@
 --      6 claims without progress of which the last is made alone; '0' when the owner executes nothing else
 --      7… agents that the owner has; any agent when there are none
 -- Returns {'claimed', token, lastSeq, claims without progress} | {'held', ms left} | {'early', ms left} | {'unknown'} | {'foreign'}
---      | {'suspended'} | {'ended', status} | {'alone'}, for a run that was lost before, at its last attempt
+--      | {'suspended'} | {'behind'}, another run of its thread | {'ended', status} | {'alone'}, for a run that was lost before, at its last attempt
 local run, leases, wakeups = KEYS[1], KEYS[2], KEYS[3]
 local run_id, now = ARGV[1], now_ms()
 local record =
-  redis.call('HMGET', run, 'status', 'token', 'nonce', 'lastSeq', 'claims', 'notBefore', 'cancelRequested')
+  redis.call('HMGET', run, 'status', 'token', 'nonce', 'lastSeq', 'claims', 'notBefore', 'cancelRequested', 'behind')
 local status, token = record[1], tonumber(record[2])
 if not status then
   return {'unknown'}
@@ -28,6 +28,9 @@ if status == 'suspended' then
 end
 if status ~= 'queued' and status ~= 'running' then
   return {'ended', status}
+end
+if record[8] then
+  return {'behind'}
 end
 local expiry
 if status == 'running' then

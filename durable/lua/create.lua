@@ -5,7 +5,9 @@
 --      10, 11, 12 checkpoints, ledger and record of the run to start from, if there is one
 -- ARGV 1 run id  2 hash of the request  3 request JSON  4 ms until a lost wake-up is repeated
 --      5 prefix of the status indexes  6 seconds to remember the idempotency key  7… field, value, … of the record
--- Returns {'created' | 'exists' | 'conflict' | 'expired', run id, time of creation or ''}
+-- A run of a thread (`threadId`, `resourceId` and `onBusy` among the fields) is the thread's live run, or waits for it.
+-- Returns {'created' | 'exists' | 'conflict' | 'expired', run id, time of creation or ''} | {'foreign', thread id}, of
+--      another resource | {'busy', live run, its status}
 local run, request, tombstone = KEYS[1], KEYS[2], KEYS[3]
 local run_id, hash = ARGV[1], ARGV[2]
 
@@ -23,6 +25,23 @@ if existing then
 end
 if redis.call('EXISTS', tombstone) == 1 then
   return {'expired', run_id}
+end
+
+local fields = {}
+for i = 7, #ARGV, 2 do
+  fields[ARGV[i]] = ARGV[i + 1]
+end
+local thread, live = fields.threadId and thread_of(run, run_id, fields.threadId), false
+if thread then
+  local known = redis.call('HMGET', thread, 'resource', 'live')
+  if known[1] and known[1] ~= (fields.resourceId or '') then
+    return {'foreign', fields.threadId}
+  end
+  local status = known[2] and redis.call('HGET', run_of(run, run_id, known[2]), 'status')
+  live = status and known[2]
+  if live and (fields.onBusy == 'reject' or status == 'suspended') then
+    return {'busy', live, status}
+  end
 end
 
 local now = now_ms()
@@ -60,7 +79,28 @@ end
 redis.call('ZADD', KEYS[4], int(now), run_id)
 redis.call('ZADD', KEYS[5], int(now), run_id)
 redis.call('ZADD', ARGV[5] .. 'queued', int(now), run_id)
-redis.call('ZADD', KEYS[6], int(now + tonumber(ARGV[4])), run_id)
+if not live then
+  redis.call('ZADD', KEYS[6], int(now + tonumber(ARGV[4])), run_id)
+end
+if thread then
+  if KEYS[10] and redis.call('EXISTS', KEYS[8]) == 1 then
+    local given = redis.call('HGET', KEYS[12], 'given')
+    if given then
+      redis.call('HSET', run, 'given', given) -- what its checkpoints build on
+    end
+  end
+  redis.call('HSETNX', thread, 'resource', fields.resourceId or '')
+  redis.call('ZADD', thread .. ':runs', int(now), run_id)
+  for _, suffix in ipairs({'', ':exchanges', ':runs'}) do
+    redis.call('PERSIST', thread .. suffix)
+  end
+  if live then
+    redis.call('HSET', run, 'behind', '1')
+    redis.call('RPUSH', thread .. ':queue', run_id)
+  else
+    admit(thread, run, run_id)
+  end
+end
 if KEYS[7] ~= run then
   redis.call('SET', KEYS[7], hash .. ' ' .. run_id, 'EX', ARGV[6])
 end

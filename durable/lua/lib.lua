@@ -101,6 +101,95 @@ local function announce(run, calls, pending, deadlines, run_id, call, place, bod
   redis.call('HSET', run, 'asked', '1')
 end
 
+-- The names of a run's thread and of the thread's other runs. They follow from the run's own name: which run comes next
+-- is known to the script alone.
+local function root_of(run, run_id)
+  return string.sub(run, 1, -(#':run:{}' + #run_id + 1))
+end
+
+local function thread_of(run, run_id, thread_id)
+  return root_of(run, run_id) .. ':thread:{' .. thread_id .. '}'
+end
+
+local function run_of(run, run_id, other)
+  return root_of(run, run_id) .. ':run:{' .. other .. '}'
+end
+
+-- Makes a run its thread's live one. Its place among the exchanges is fixed here, and how many of them it is given. A
+-- retry takes the place of the run that it repeats if that is the newest, and is given what that was given.
+local function admit(thread, run, run_id)
+  local at = redis.call('LLEN', thread .. ':exchanges')
+  local repeats = redis.call('HGET', run, 'retryOf')
+  if repeats and redis.call('HGET', thread, 'newest') == repeats then
+    at = at - 1
+  end
+  redis.call('HSET', thread, 'live', run_id)
+  redis.call('HSET', run, 'threadAt', int(at))
+  redis.call('HSETNX', run, 'given', int(at))
+end
+
+-- Puts what the live run of a thread has said, the field `said` of its record, in its place among the exchanges.
+local function share(run, run_id)
+  local record = redis.call('HMGET', run, 'threadId', 'said', 'threadAt')
+  if not record[1] or not record[2] or not record[3] then
+    return
+  end
+  local thread = thread_of(run, run_id, record[1])
+  local exchanges, at = thread .. ':exchanges', tonumber(record[3])
+  redis.call('HDEL', run, 'said')
+  if record[2] == '' and redis.call('HGET', thread, 'newest') ~= run_id then
+    return -- nothing to say, and nothing said before
+  end
+  if at == 0 then
+    redis.call('DEL', exchanges)
+  else
+    redis.call('LTRIM', exchanges, 0, at - 1)
+  end
+  if record[2] == '' then
+    redis.call('HDEL', thread, 'newest')
+  else
+    redis.call('RPUSH', exchanges, record[2])
+    redis.call('HSET', thread, 'newest', run_id)
+  end
+end
+
+-- A run that has ended leaves its thread, and the next one that waits for it begins. A thread without runs expires.
+local function leave(run, run_id)
+  local thread_id = redis.call('HGET', run, 'threadId')
+  if not thread_id then
+    return
+  end
+  local thread = thread_of(run, run_id, thread_id)
+  local queue = thread .. ':queue'
+  redis.call('HDEL', run, 'behind')
+  if redis.call('HGET', thread, 'live') ~= run_id then
+    redis.call('LREM', queue, 0, run_id)
+    return
+  end
+  share(run, run_id)
+  local retention = tonumber(redis.call('HGET', run, 'retention'))
+  retention = math.max(retention, tonumber(redis.call('HGET', thread, 'retention') or '0'))
+  redis.call('HSET', thread, 'retention', int(retention))
+  local following, other = redis.call('LPOP', queue), nil
+  while following do
+    other = run_of(run, run_id, following)
+    if redis.call('HGET', other, 'status') == 'queued' then
+      break
+    end
+    following = redis.call('LPOP', queue) -- it is there no more
+  end
+  if following then
+    admit(thread, other, following)
+    redis.call('HDEL', other, 'behind')
+    redis.call('ZADD', root_of(run, run_id) .. ':wakeups', int(now_ms()), following)
+    return
+  end
+  redis.call('HDEL', thread, 'live')
+  for _, suffix in ipairs({'', ':exchanges', ':runs'}) do
+    redis.call('EXPIRE', thread .. suffix, int(retention))
+  end
+end
+
 -- The end of a run: nothing but reading is possible after it, and its retention begins. Calls that still wait can't be
 -- answered any more. The indexes forget it when `expiries` says so. `own` are the run's keys, the record first and the
 -- hash of calls last.
@@ -109,6 +198,7 @@ local function close(own, tombstone, pending, deadlines, indexes, run_id, from, 
   move(run, indexes, run_id, from, to)
   redis.call('HSET', run, 'finishedAt', int(now))
   redis.call('HDEL', run, 'owner', 'nonce')
+  leave(run, run_id)
   local states = redis.call('HGETALL', calls)
   for i = 1, #states, 2 do
     if string.sub(states[i], 1, 2) == 's:' and string.sub(states[i + 1], 1, 8) == 'pending ' then
@@ -123,6 +213,7 @@ local function close(own, tombstone, pending, deadlines, indexes, run_id, from, 
   end
   redis.call('SET', tombstone, '1', 'EX', int(retention + tonumber(tombstone_seconds)))
   local expiries = string.gsub(indexes, 'status:$', 'expiries')
-  local member = run_id .. ':' .. to .. ':' .. redis.call('HGET', run, 'agent')
+  local names = redis.call('HMGET', run, 'agent', 'threadId')
+  local member = run_id .. ':' .. to .. ':' .. names[1] .. ':' .. (names[2] or '')
   redis.call('ZADD', expiries, int(now + retention * 1000), member)
 end

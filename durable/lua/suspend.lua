@@ -27,5 +27,6 @@ write(run, KEYS[3], ARGV[5], token, ARGV[6], ARGV[7])
 for i = 8, #ARGV, 2 do
   redis.call('HSET', run, ARGV[i], ARGV[i + 1])
 end
+share(run, run_id)
 move(run, ARGV[4], run_id, 'running', 'suspended')
 return 'suspended'

@@ -4,24 +4,30 @@ from durable.runs.collection import WAKE_GRACE, Runs, cancelled_chunks
 from durable.runs.record import (
     BUDGET_REACHED,
     RETRYING,
+    THREAD_BUSY,
     NewRun,
+    OnBusy,
     RunRecord,
     RunRequest,
     check_policy,
     check_run_id,
+    check_thread_id,
     new_run_id,
 )
 
 __all__ = [
     "BUDGET_REACHED",
     "NewRun",
+    "OnBusy",
     "RETRYING",
     "RunRecord",
     "RunRequest",
     "Runs",
+    "THREAD_BUSY",
     "WAKE_GRACE",
     "cancelled_chunks",
     "check_policy",
     "check_run_id",
+    "check_thread_id",
     "new_run_id",
 ]

@@ -16,9 +16,17 @@ from durable.checkpoint import usage_at
 from durable.chunks import encode_body
 from durable.chunks.base import StepResult, Usage
 from durable.chunks.lifecycle import Abort, AbortPayload, Finish, FinishPayload, TurnOutput
-from durable.errors import InvalidRequest, RunConflict, RunEnded, RunExpired, UnknownRun
+from durable.errors import (
+    InvalidRequest,
+    RunConflict,
+    RunEnded,
+    RunExpired,
+    ThreadBusy,
+    ThreadConflict,
+    UnknownRun,
+)
 from durable.positions import Position, batches
-from durable.runs.record import RUN_ID, NewRun, RunRecord, RunRequest, check_run_id, new_run_id
+from durable.runs.record import RUN_ID, NewRun, RunRecord, RunRequest, check_run_id, check_thread, new_run_id
 from durable.scripts import CANCEL, CREATE
 from durable.settings import Settings
 from durable.store import Store, text
@@ -31,7 +39,7 @@ WAKE_GRACE = 2.0
 _BRIEF = (
     "agent", "status", "reason", "token", "lastSeq", "createdAt", "startedAt", "finishedAt", "usage", "error",
     "metadata", "retryOf", "parentRunId", "threadId", "kind", "queue", "retention", "cancelRequested",
-    "notBefore", "asked", "maxTokens", "maxSeconds", "msUsed", "budget",
+    "notBefore", "asked", "maxTokens", "maxSeconds", "msUsed", "budget", "behind",
 )  # fmt: skip
 
 
@@ -49,18 +57,18 @@ class Runs:
             InvalidRequest: The run id is not one, or a value can't be stored as JSON.
             RunConflict: The id or key belongs to another request.
             RunExpired: The id belongs to a run that has expired.
+            ThreadBusy: Its thread has a run that it is not to wait for; `details` tell which.
+            ThreadConflict: Its thread belongs to another resource.
             StoreUnavailable: Redis does not answer. Repeating with the same id or key is safe.
         """
+        check_thread(new.request)
         keys, run_id = self._store.keys, check_run_id(new_run_id() if new.run_id is None else new.run_id)
         idempotency = (
             keys.idempotency(new.agent, hashlib.sha256(new.idempotency_key.encode()).hexdigest())
             if new.idempotency_key
             else keys.run(run_id)
         )
-        fields: dict[str, Any] = {"agent": new.agent, "kind": new.kind, "queue": new.queue, "retention": new.retention}
-        fields |= new.request.budgets()
-        if new.retry_of:
-            fields["retryOf"] = new.retry_of
+        fields = _fields(new)
         with as_json():
             digest, request = new.request.digest(new.agent, new.metadata), new.request.to_json()
             if new.metadata:
@@ -98,7 +106,11 @@ class Runs:
                 raise RunConflict("This run id or idempotency key was used for a different request.")
             case "expired":
                 raise RunExpired
-            case "created" if not new.retry_of:
+            case "foreign":
+                raise ThreadConflict
+            case "busy":
+                raise ThreadBusy(runId=text(found), status=text(made[0]))
+            case "created" if not new.retry_of and new.request.thread_id is None:
                 known = {
                     "status": "queued",
                     "createdAt": made[0],
@@ -164,6 +176,31 @@ class Runs:
             entries = await self._store.redis.hgetall(self._store.keys.ledger(run_id))
         return {text(field): value for field, value in cast("dict[bytes, bytes]", entries).items()}
 
+    async def exchanges(self, thread_id: str, count: int | None = None) -> list[bytes]:
+        """What the runs of a thread have said, as it was written: the first `count` of them, or all.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        if count == 0:
+            return []
+        async with self._store.guard():
+            found = await self._store.redis.lrange(
+                self._store.keys.exchanges(thread_id), 0, -1 if count is None else count - 1
+            )
+        return cast("list[bytes]", found)
+
+    async def thread(self, thread_id: str) -> dict[str, str]:
+        """What is known of a thread: `resource` and, while it has a run that has not ended, `live`; nothing when there
+        is none.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        async with self._store.guard():
+            found = await self._store.redis.hgetall(self._store.keys.thread(thread_id))
+        return {text(name): text(value) for name, value in cast("dict[bytes, bytes]", found).items()}
+
     async def retry(self, run_id: str, *, idempotency_key: str | None = None) -> tuple[RunRecord, bool]:
         """Start a new run where a failed or cancelled one stopped: from its last checkpoint, with its tool outcomes.
         Returns the new run's record and whether this call created it.
@@ -175,6 +212,7 @@ class Runs:
         Raises:
             UnknownRun, RunExpired: There is no such run.
             RunConflict: It is neither failed nor cancelled.
+            ThreadBusy: See `create`.
             StoreUnavailable: Redis does not answer.
         """
         old = await self.get(run_id)
@@ -266,7 +304,7 @@ class Runs:
         return text(last_seq or b"0"), max(found, key=lambda usage: usage.total_tokens, default=None)
 
     async def page(
-        self, *, status: str = "", agent: str = "", limit: int = 50, cursor: str | None = None
+        self, *, status: str = "", agent: str = "", thread: str = "", limit: int = 50, cursor: str | None = None
     ) -> tuple[list[RunRecord], str | None]:
         """Runs, newest first, and the cursor of the next page.
 
@@ -275,14 +313,15 @@ class Runs:
             StoreUnavailable: Redis does not answer.
         """
         keys = self._store.keys
-        index = keys.runs(status=status) if status else keys.runs(agent=agent)
+        narrowest = {"thread": thread} if thread else {"status": status} if status else {"agent": agent}
+        index = keys.runs(**narrowest)
         found: list[RunRecord] = []
         seen = Position.parse(cursor, RUN_ID)
         async with aclosing(batches(self._store, index, seen, size=limit, newest_first=True)) as places:
             async for batch in places:
                 records = await self._brief([place.member for place in batch], index)
                 for place, record in zip(batch, records, strict=True):
-                    if record is not None and (not agent or record.agent == agent):
+                    if record is not None and agent in {"", record.agent} and status in {"", record.status}:
                         found.append(record)
                         if len(found) == limit:
                             return found, str(place)
@@ -323,6 +362,21 @@ def as_json() -> Iterator[None]:
     except (TypeError, ValueError, RecursionError):
         # The cause stays behind: its text holds the value.
         raise InvalidRequest("The request holds a value that can't be stored as JSON.") from None
+
+
+def _fields(new: NewRun) -> dict[str, Any]:
+    """What a run's record has from its beginning on, its metadata aside."""
+    given = {
+        "agent": new.agent,
+        "kind": new.kind,
+        "queue": new.queue,
+        "retention": new.retention,
+        "retryOf": new.retry_of,
+        "threadId": new.request.thread_id,
+        "resourceId": new.request.resource_id,
+        "onBusy": new.request.on_busy,
+    }
+    return {name: value for name, value in given.items() if value is not None} | new.request.budgets()
 
 
 def _flat(fields: Mapping[str, Any]) -> Iterable[Any]:

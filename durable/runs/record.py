@@ -24,6 +24,9 @@ BUDGET_REACHED: Final = "budget_reached"
 OnBudget = Literal["suspend", "end"]
 MaxTokens = Annotated[int, Field(ge=1, le=10**15)]
 MaxSeconds = Annotated[float, Field(gt=0, le=10 * 365 * 86_400)]
+THREAD_BUSY: Final = "thread_busy"
+"""The reason of a queued run that waits for another run of its thread."""
+OnBusy = Literal["queue", "reject"]
 RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
 
 
@@ -44,6 +47,10 @@ class RunRequest(Wire):
         on_budget: Whether reaching one of these suspends it, the default, or ends it.
         step_seconds: Seconds that a model request and the tools that it calls may take.
         require_tool_approval: Whether every tool call has to be approved, or the agent's policy that tells which.
+        thread_id: The conversation that it goes on with.
+        resource_id: Whose conversation that is.
+        on_busy: Whether it waits for other runs of the conversation, or is refused when there are any; it waits when
+            missing.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -61,6 +68,9 @@ class RunRequest(Wire):
     max_seconds: MaxSeconds | None = None
     on_budget: OnBudget | None = None
     step_seconds: MaxSeconds | None = None
+    thread_id: str | None = None
+    resource_id: str | None = None
+    on_busy: OnBusy | None = None
 
     def to_json(self) -> bytes:
         """The stored form."""
@@ -152,6 +162,20 @@ class RunRecord:
     def cancel_requested(self) -> bool:
         return "cancelRequested" in self.fields
 
+    @property
+    def thread_id(self) -> str | None:
+        return self._optional("threadId")
+
+    @property
+    def behind(self) -> bool:
+        """Whether it waits for another run of its thread."""
+        return "behind" in self.fields
+
+    @property
+    def given(self) -> int:
+        """How many exchanges of its thread it is given as its history."""
+        return int(self.fields.get("given", b"0"))
+
     def json(self, name: str) -> Json:
         """A field that holds JSON; None when it is missing."""
         value = self.fields.get(name)
@@ -159,12 +183,13 @@ class RunRecord:
 
     def view(self) -> RunView:
         """What callers are told of the run."""
-        waits = self.status is RunStatus.QUEUED and "notBefore" in self.fields
+        queued = self.status is RunStatus.QUEUED
+        waits = RETRYING if queued and "notBefore" in self.fields else THREAD_BUSY if queued and self.behind else None
         values = {
             "runId": self.run_id,
             "agent": self.agent,
             "status": self.status,
-            "reason": RETRYING if waits else self.reason,
+            "reason": waits or self.reason,
             "attempt": self.token,
             "lastSeq": self.last_seq,
             "createdAt": self._moment("createdAt"),
@@ -239,6 +264,34 @@ def check_policy(request: RunRequest, policies: Iterable[str]) -> None:
     """
     if isinstance(request.require_tool_approval, str) and request.require_tool_approval not in policies:
         raise InvalidRequest("The agent has no approval policy of this name.", field="requireToolApproval")
+
+
+def check_thread(request: RunRequest) -> None:
+    """Refuse what a request can't say of its thread.
+
+    Raises:
+        InvalidRequest: An id is not one; there is no thread to which the rest belongs; or history comes with it.
+    """
+    if request.thread_id is None:
+        if request.resource_id is not None or request.on_busy is not None:
+            raise InvalidRequest("resourceId and onBusy belong to a threadId.")
+        return
+    check_thread_id(request.thread_id)
+    if request.resource_id is not None and not RUN_ID.fullmatch(request.resource_id):
+        raise InvalidRequest("A resource id is 1 to 128 letters, digits, '_' or '-'.")
+    if request.message_history:
+        raise InvalidRequest("A run of a thread has the thread's history: give it no other.")
+
+
+def check_thread_id(value: str) -> str:
+    """The id, if it is one.
+
+    Raises:
+        InvalidRequest: It is not 1 to 128 of `A-Z a-z 0-9 _ -`.
+    """
+    if not RUN_ID.fullmatch(value):
+        raise InvalidRequest("A thread id is 1 to 128 letters, digits, '_' or '-'.")
+    return value
 
 
 def new_run_id() -> str:

@@ -134,8 +134,7 @@ class TestRun:
         assert [run["runId"] for run in found] == [failed]
         assert caller.get("/v1/runs", params={"agent": "nobody"}).json() == {"runs": [], "next": None}
 
-    def test_a_list_is_not_narrowed_by_what_there_is_not_yet(self, caller: Caller) -> None:
-        assert_problem(caller.get("/v1/runs", params={"threadId": "t"}), 400, "invalid_request")
+    def test_a_list_is_not_narrowed_by_what_there_is_not(self, caller: Caller) -> None:
         assert caller.get("/v1/runs", params={"somethingElse": "t"}).status_code == 200
 
     def test_pages_hold_every_run_once(self, caller: Caller) -> None:

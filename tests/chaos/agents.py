@@ -295,3 +295,13 @@ async def _speak(messages: list[ModelMessage], _info: AgentInfo) -> AsyncIterato
 
 
 speaker = create_evented_agent(Agent(FunctionModel(stream_function=_speak, model_name="scripted"), name="speaker"))
+
+
+def _talking(messages: list[ModelMessage]) -> Sequence[Piece]:
+    last = messages[-1]
+    if any(isinstance(part, ToolReturnPart) for part in last.parts):
+        return ["I have heard ", f"{sum(isinstance(message, ModelRequest) for message in messages)} requests"]
+    return calling(("fetch", "c", {"n": 1}))
+
+
+talker = create_evented_agent(Agent(scripted(_talking), name="talker", tools=[fetch]))

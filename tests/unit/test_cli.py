@@ -65,6 +65,12 @@ def test_run_sends_its_options(api: ScriptedApi) -> None:
         "4",
         "--retries",
         "2",
+        "--thread",
+        "talk-1",
+        "--resource",
+        "alice",
+        "--on-busy",
+        "reject",
         "--metadata",
         "team=blue",
         "--metadata",
@@ -77,6 +83,9 @@ def test_run_sends_its_options(api: ScriptedApi) -> None:
         "runId": "r-7",
         "maxSteps": 4,
         "retries": 2,
+        "threadId": "talk-1",
+        "resourceId": "alice",
+        "onBusy": "reject",
         "metadata": {"team": "blue", "q": "a=b"},
     }
 

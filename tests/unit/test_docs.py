@@ -191,7 +191,9 @@ def test_the_wire_page_shows_a_run_and_a_submit_as_they_are() -> None:
 
 def test_the_wire_page_lists_every_route_with_every_status() -> None:
     documented = {
-        f"{method.upper()} {path}".replace("run_id", "runId"): set(operation["responses"])
+        f"{method.upper()} {path}".replace("run_id", "runId").replace("thread_id", "threadId"): set(
+            operation["responses"]
+        )
         for path, operations in create_app().openapi()["paths"].items()
         for method, operation in operations.items()
     }
@@ -232,6 +234,13 @@ def test_the_first_example_of_the_quickstart_runs(capsys: pytest.CaptureFixture[
     exec(compile(code, "try_it.py", "exec", dont_inherit=True), {"__name__": "try_it", "asyncio": asyncio})  # noqa: S102
 
     assert "success (no tool calls)" in capsys.readouterr().out
+
+
+def test_the_first_example_of_threads_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = [code for code in blocks(page("threads.md"), "python") if code.startswith("# talk.py")]
+    exec(compile(code, "talk.py", "exec", dont_inherit=True), {"__name__": "talk", "asyncio": asyncio})  # noqa: S102
+
+    assert capsys.readouterr().out == "You have said 1 things.\nYou have said 2 things.\n"
 
 
 def test_reasons_of_a_step_are_all_named() -> None:
