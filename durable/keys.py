@@ -25,7 +25,7 @@ class Keys:
     | `idempotency` | string | idempotency key -> run id and request hash |
     | `runs` | sorted set | creation time -> run id; per status, agent, thread and in all |
     | `expiries` | sorted set | when it expires -> run id, status, agent and thread, to be taken out of `runs` |
-    | `thread` | hash | a conversation: whose it is, its live run, whose exchange is the newest, how long it is kept |
+    | `thread` | hash | a conversation: whose it is, its live run, the last that began, whose exchange is the newest |
     | `exchanges` | list | what each run of a thread has said, in order |
     | `thread_queue` | list | runs that wait for the live run of their thread, in order |
     | `leases` | sorted set | expiry -> run id and token |

@@ -116,14 +116,14 @@ local function run_of(run, run_id, other)
 end
 
 -- Makes a run its thread's live one. Its place among the exchanges is fixed here, and how many of them it is given. A
--- retry takes the place of the run that it repeats if that is the newest, and is given what that was given.
+-- retry has the place of the run that it repeats, unless others have begun since: they were given what is there.
 local function admit(thread, run, run_id)
   local at = redis.call('LLEN', thread .. ':exchanges')
   local repeats = redis.call('HGET', run, 'retryOf')
-  if repeats and redis.call('HGET', thread, 'newest') == repeats then
-    at = at - 1
+  if repeats and redis.call('HGET', thread, 'last') == repeats then
+    at = tonumber(redis.call('HGET', run_of(run, run_id, repeats), 'threadAt') or at)
   end
-  redis.call('HSET', thread, 'live', run_id)
+  redis.call('HSET', thread, 'live', run_id, 'last', run_id)
   redis.call('HSET', run, 'threadAt', int(at))
   redis.call('HSETNX', run, 'given', int(at))
 end

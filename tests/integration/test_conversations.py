@@ -370,6 +370,42 @@ async def test_a_retry_goes_on_from_the_checkpoint_also_when_its_thread_has_got_
     await sound(bench)
 
 
+async def test_a_retry_changes_nothing_that_another_run_was_given(connected: Any, bench: Workbench) -> None:
+    talk = Talk()
+    async with connected(talk) as agent:
+        backend = await agent._backend()
+        cancelled = await agent.stream("sign", thread_id="t", run_id="r1")
+        await status(cancelled, "suspended")
+        await cancelled.cancel()
+        failed = await agent.stream("fail", thread_id="t", run_id="r2")
+        with pytest.raises(RunFailed):
+            await failed.result()
+        first, _ = await backend.retry("r1")
+        handle = await agent.handle(first.run_id)
+        await status(handle, "suspended")
+        assert [run_id for run_id, _ in await said(bench)] == ["r1", first.run_id]
+        await handle.cancel()
+        second, _ = await backend.retry(first.run_id)
+        handle = await agent.handle(second.run_id)
+        await status(handle, "suspended")
+        await handle.approve("c1")
+        assert await ended(handle) == "told signed"
+    assert [run_id for run_id, _ in await said(bench)] == ["r1", second.run_id], "nobody was given the first retry"
+
+
+async def test_the_end_of_a_run_that_nobody_executes_lets_the_next_one_begin(connected: Any, bench: Workbench) -> None:
+    talk = Talk()
+    async with connected(talk) as agent:
+        blocking = await agent.stream("wait", thread_id="t")
+        await status(blocking, "running")
+        first = await agent.stream("sign", thread_id="t")
+        second = await agent.stream("two", thread_id="t")
+        talk.gate.set()
+        await status(first, "suspended")
+        await bench.runs.cancel(first.run_id)  # by a process that wakes nobody
+        assert await ended(second) == "heard wait|sign|two"
+
+
 async def test_a_retry_of_a_failed_run_waits_for_its_thread_as_any_run(connected: Any, bench: Workbench) -> None:
     talk = Talk()
     async with connected(talk) as agent:

@@ -92,8 +92,8 @@ async def test_a_sweep_that_was_just_begun_by_one_process_is_not_repeated_by_ano
 
 async def test_expired_runs_leave_the_indexes_though_nobody_lists_them(bench: Workbench) -> None:
     keys, redis = bench.store.keys, bench.store.redis
-    kept, short = await bench.create(retention=60), await bench.create(retention=1)
-    lost = await bench.create(retention=1)
+    kept, asked = await bench.create(retention=60), {"thread_id": "t"}
+    short, lost = [await bench.create(retention=1, asked=asked) for _ in range(2)]
     for run_id in (kept, short):
         assert await bench.runs.cancel(run_id)
     sweeper = Sweeper(bench.store, bench.settings, Woken(), "me")
@@ -106,6 +106,7 @@ async def test_expired_runs_leave_the_indexes_though_nobody_lists_them(bench: Wo
     for index, left in (
         (keys.runs(), {kept, lost}),
         (keys.runs(agent="nobody"), {kept, lost}),
+        (keys.runs(thread="t"), {lost}),
         (keys.runs(status="cancelled"), {kept}),
         (keys.runs(status="queued"), {lost}),
     ):
