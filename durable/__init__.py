@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     )
     from durable.chunks import Chunk
     from durable.client import Backoff, Client
+    from durable.completion import Goal, GoalVerdict, JudgeContext, Score, TaskCompletion, Tripwire
     from durable.definition import RunInfo
     from durable.errors import DurableError
     from durable.fold import Folder, fold_text
@@ -52,6 +53,9 @@ _HOMES = {
     "Folder": "durable.fold",
     "InboxCall": "durable.views",
     "InboxPage": "durable.views",
+    "Goal": "durable.completion",
+    "GoalVerdict": "durable.completion",
+    "JudgeContext": "durable.completion",
     "MessageView": "durable.views",
     "PendingCall": "durable.views",
     "RunHandle": "durable.agents",
@@ -60,8 +64,11 @@ _HOMES = {
     "RunResult": "durable.agents",
     "RunStatus": "durable.views",
     "RunView": "durable.views",
+    "Score": "durable.completion",
     "Settings": "durable.settings",
+    "TaskCompletion": "durable.completion",
     "ToolContext": "durable.tools",
+    "Tripwire": "durable.completion",
     "create_durable_agent": "durable.agents",
     "create_evented_agent": "durable.agents",
     "emit": "durable.tools",
@@ -85,6 +92,9 @@ __all__ = [
     "Folder",
     "InboxCall",
     "InboxPage",
+    "Goal",
+    "GoalVerdict",
+    "JudgeContext",
     "MessageView",
     "PendingCall",
     "RunHandle",
@@ -93,8 +103,11 @@ __all__ = [
     "RunResult",
     "RunStatus",
     "RunView",
+    "Score",
     "Settings",
+    "TaskCompletion",
     "ToolContext",
+    "Tripwire",
     "create_durable_agent",
     "create_evented_agent",
     "emit",

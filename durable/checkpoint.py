@@ -44,6 +44,7 @@ class Progress:
         tools: The tools that the model was given at first: of any other it is told in the conversation. None before
             any request.
         enqueued: Messages that wait to be told to the model, as JSON.
+        first: The seq of the chunk that began the response.
         seq: The log's last seq when the response was complete.
     """
 
@@ -56,6 +57,7 @@ class Progress:
     output_retries: int = 0
     tools: frozenset[str] | None = None
     enqueued: list[Json] = field(default_factory=list)
+    first: int = 0
     seq: int = 0
 
 
@@ -72,6 +74,7 @@ class _Entry(Wire):
     output_retries: int = 0
     tools: list[str] | None = None  # only where they have changed
     enqueued: list[Json] = Field(default_factory=list)
+    first: int = 0
 
 
 class _Content:
@@ -125,6 +128,7 @@ class Stored:
             message_id=progress.message_id,
             tool_retries=progress.tool_retries,
             output_retries=progress.output_retries,
+            first=progress.first,
         )
         if progress.tools is not None and progress.tools != self._tools:
             entry.tools = sorted(progress.tools)
@@ -186,6 +190,7 @@ def decode(history: Sequence[ModelMessage], entries: Iterable[bytes], seq: int) 
         output_retries=newest.output_retries,
         tools=tools,
         enqueued=newest.enqueued,
+        first=newest.first,
         seq=seq,
     )
 

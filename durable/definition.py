@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -13,6 +13,8 @@ from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.tools import ToolDefinition
 
 from durable.chunks.base import Json
+from durable.completion import Goal, InputGuardrail, OutputGuardrail, TaskCompletion
+from durable.completion.context import check_names
 from durable.errors import ConfigurationError
 from durable.tool_options import OnToolError, check_tools
 
@@ -63,6 +65,10 @@ class AgentDefinition:
         step_seconds: Seconds that a model request and the tools that it calls may take; None for no limit.
         require_tool_approval: Which tool calls have to be approved, beside those whose tools say so themselves.
         approval_policies: Policies that a run may ask for by name.
+        input_guardrails: Asked before the model, once a run.
+        output_guardrails: Asked before the output is given out, once a run.
+        completion: Whether the model may end.
+        goal: What the model has to reach.
     """
 
     name: str
@@ -76,6 +82,10 @@ class AgentDefinition:
     require_tool_approval: ApprovalPolicy = False
     approval_policies: Mapping[str, ApprovalFunction] = field(default_factory=dict)
     step_seconds: float | None = None
+    input_guardrails: Sequence[InputGuardrail] = ()
+    output_guardrails: Sequence[OutputGuardrail] = ()
+    completion: TaskCompletion | None = None
+    goal: Goal | None = None
 
     def __post_init__(self) -> None:
         if not AGENT_NAME.fullmatch(self.name):
@@ -84,6 +94,8 @@ class AgentDefinition:
             raise ConfigurationError("max_steps must be at least 1.")
         if self.step_seconds is not None and not self.step_seconds > 0:
             raise ConfigurationError("step_seconds must be above 0.")
+        check_names(self.input_guardrails, "guardrail")
+        check_names(self.output_guardrails, "guardrail")
 
     def queue_of(self, prefix: str) -> str:
         """The Celery queue of its runs, in the deployment with this prefix."""

@@ -22,6 +22,7 @@
     │   └── RunCancelled
     ├── ToolResultInvalid         a tool returned what can't be recorded
     ├── DecisionExpired           nobody answered a call in time, and its tool says that the run fails then
+    ├── GuardrailFailed           a guardrail could not say whether the run may go on
     ├── LedgerCorrupt             a recorded tool outcome can't be read
     └── ServerUnreachable         raised by the client: no server answers at its URL, or not one of ours
 
@@ -173,6 +174,12 @@ class DecisionExpired(DurableError):
     """Nobody answered a tool call in time."""
 
     code = "decision_expired"
+
+
+class GuardrailFailed(DurableError):
+    """A guardrail failed: it can't be told whether the run may go on."""
+
+    code = "guardrail_failed"
 
 
 class LedgerCorrupt(DurableError):

@@ -1,7 +1,7 @@
 """What a log adds up to: its text, its reasoning, its tool calls and its end.
 
-Invariant: a chunk that a later `step-start` declared void does not count. Void is the model's output in the range
-(text, reasoning, sources, files, steps, and calls without a recorded outcome); a recorded tool outcome always
+Invariant: a chunk that a later `step-start` or `tripwire` declared void does not count. Void is the model's output in
+the range (text, reasoning, sources, files, steps, and calls without a recorded outcome); a recorded tool outcome always
 counts. A chunk that comes twice counts once.
 """
 
@@ -30,6 +30,7 @@ from durable.chunks import (
     ToolOutput,
     ToolOutputDenied,
     ToolResult,
+    TripwireChunk,
     Usage,
     VoidRange,
 )
@@ -66,7 +67,7 @@ class FoldedCall:
 
 def void_range(chunk: Chunk) -> VoidRange | None:
     """The range that this chunk declares void, if it does."""
-    return chunk.payload.void if isinstance(chunk, StepStart) else None
+    return chunk.payload.void if isinstance(chunk, StepStart | TripwireChunk) else None
 
 
 class Folder:
@@ -142,6 +143,8 @@ class Folder:
                     self._void(chunk.payload.void)
                 self._steps.append(chunk.seq)
                 self.reason = None
+            case TripwireChunk():
+                self._void_output(chunk)
             case Error():
                 self.error = chunk.payload.error
             case Finish():
@@ -182,6 +185,13 @@ class Folder:
                 call.error = chunk.payload.error
             case ToolOutputDenied():
                 call.denied = chunk.payload.approval
+
+    def _void_output(self, chunk: TripwireChunk) -> None:
+        """An output that a guardrail has stopped does not count, whether it was text or a call."""
+        if chunk.payload.void is not None:
+            self._void(chunk.payload.void)
+        for call in chunk.payload.withheld or ():
+            self.calls.pop(call, None)
 
     def _void(self, void: VoidRange) -> None:
         def counts(seq: int) -> bool:

@@ -94,6 +94,29 @@ def answer_key(step: int, tool_call_id: str, round_: int) -> str:
     return f"{step}!{round_}:{tool_call_id}"
 
 
+def answer_to(field: str) -> str:
+    """The name of the answer that ended the wait of the call that has this name."""
+    place, _, call = field.partition(":")
+    step, _, round_ = place.partition("+")
+    return answer_key(int(step), call, int(round_ or 0))
+
+
+def judgement(name: str) -> str:
+    """The name, as of a call, of a verdict on the run: of a guardrail, a scorer or a goal's judge."""
+    return f"durable-{name}"
+
+
+def is_judgement(field: str) -> bool:
+    """Whether a name in the ledger is that of a verdict on the run."""
+    return field.partition(":")[2].startswith(judgement(""))
+
+
+def order(field: str) -> tuple[int, int]:
+    """The step and the round that a name in the ledger belongs to."""
+    step, _, round_ = field.partition(":")[0].replace("!", "+").partition("+")
+    return int(step), int(round_ or 0)
+
+
 def is_answer(field: str) -> bool:
     """Whether a name in the ledger is that of an answer from outside."""
     return "!" in field.partition(":")[0]

@@ -67,7 +67,15 @@ class ToolSuspended(ApprovalRequired):
 
 
 class RunSuspended(BaseException):
-    """Raised inside an attempt when nothing is left to do until somebody answers. Not an error: no hook may heal it."""
+    """Raised inside an attempt when nothing is left to do until somebody answers. Not an error: no hook may heal it.
+
+    Args:
+        reason: Why the run waits, as callers see it.
+    """
+
+    def __init__(self, reason: str = "decision") -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 def suspend(

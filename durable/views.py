@@ -164,6 +164,7 @@ class RunView(Wire):
         pending: The calls that wait for an answer.
         decisions: The answers that calls of it have had.
         budget: What it may use, if that is limited.
+        tripwire: What a guardrail said that has stopped it: `reason`, `processorId`, `metadata`.
         metadata: What its caller attached to it.
         retry_of: The ended run that it repeats.
         parent_run_id: The run that it belongs to.
@@ -186,6 +187,7 @@ class RunView(Wire):
     pending: list[PendingCall] | None = Field(None, exclude_if=_absent)
     decisions: list[DecisionView] | None = Field(None, exclude_if=_absent)
     budget: BudgetView | None = Field(None, exclude_if=_absent)
+    tripwire: dict[str, Any] | None = Field(None, exclude_if=_absent)
     metadata: dict[str, Any] | None = Field(None, exclude_if=_absent)
     retry_of: str | None = Field(None, exclude_if=_absent)
     parent_run_id: str | None = Field(None, exclude_if=_absent)

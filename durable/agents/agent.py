@@ -22,6 +22,7 @@ from durable.agents.handle import RunHandle, RunResult
 from durable.backend import Backend
 from durable.chunks import Chunk
 from durable.chunks.base import Json
+from durable.completion import Goal, InputGuardrail, OutputGuardrail, TaskCompletion
 from durable.conversation import Prompt, limits_to_json, messages_to_json, prompt_to_json, read_conversation
 from durable.definition import (
     DEFAULT_MAX_STEPS,
@@ -254,6 +255,10 @@ def create_durable_agent(
     require_tool_approval: ApprovalPolicy = False,
     approval_policies: Mapping[str, ApprovalFunction] | None = None,
     step_seconds: float | None = None,
+    input_guardrails: Sequence[InputGuardrail] = (),
+    output_guardrails: Sequence[OutputGuardrail] = (),
+    completion: TaskCompletion | None = None,
+    goal: Goal | None = None,
 ) -> DurableAgent:
     """Wrap an agent. Its runs are executed by the process that takes the request, as tasks of their own; a worker that
     has the agent may execute them too.
@@ -274,6 +279,11 @@ def create_durable_agent(
         approval_policies: Such functions by name, for a run to ask for: `require_tool_approval="name"`.
         step_seconds: Seconds that a model request and the tools that it calls may take, unless the run says otherwise;
             longer fails the run (`step_timeout`). Default: no limit.
+        input_guardrails: Functions of a `JudgeContext` and the conversation that may stop a run before the model is
+            asked, by returning or raising a `Tripwire`. Default: none.
+        output_guardrails: The same, of a `JudgeContext` and the output, before it is given out.
+        completion: Scorers that judge the output whenever the model is done.
+        goal: An objective, and a judge that says whether it is reached.
 
     Raises:
         ConfigurationError: The agent has no name, or an option does not fit.
@@ -289,6 +299,10 @@ def create_durable_agent(
         require_tool_approval=require_tool_approval,
         approval_policies=approval_policies or {},
         step_seconds=step_seconds,
+        input_guardrails=input_guardrails,
+        output_guardrails=output_guardrails,
+        completion=completion,
+        goal=goal,
     )
     return DurableAgent(definition, cache)
 
@@ -305,6 +319,10 @@ def create_evented_agent(
     require_tool_approval: ApprovalPolicy = False,
     approval_policies: Mapping[str, ApprovalFunction] | None = None,
     step_seconds: float | None = None,
+    input_guardrails: Sequence[InputGuardrail] = (),
+    output_guardrails: Sequence[OutputGuardrail] = (),
+    completion: TaskCompletion | None = None,
+    goal: Goal | None = None,
 ) -> EventedAgent:
     """Wrap an agent. Its runs are executed by Celery workers that have the agent: fire and forget.
 
@@ -325,6 +343,10 @@ def create_evented_agent(
         require_tool_approval=require_tool_approval,
         approval_policies=approval_policies or {},
         step_seconds=step_seconds,
+        input_guardrails=input_guardrails,
+        output_guardrails=output_guardrails,
+        completion=completion,
+        goal=goal,
     )
     return EventedAgent(definition, cache)
 

@@ -32,6 +32,8 @@ class RunResult:
         output: As the bare agent returns it, of the agent's output type.
         usage: The tokens of the whole run.
         messages: The whole conversation.
+        reason: How it ended, if that is special: `tripwire`, `max_steps`, `max_iterations`, `goal_stopped`.
+        tripwire: What a guardrail said that has stopped it; there is no output then.
     """
 
     run_id: str
@@ -39,6 +41,8 @@ class RunResult:
     usage: Usage
     messages: tuple[ModelMessage, ...]
     new_from: int
+    reason: str | None = None
+    tripwire: dict[str, Json] | None = None
 
     def all_messages(self) -> list[ModelMessage]:
         """The whole conversation, with the history that it started from."""
@@ -105,6 +109,8 @@ class RunHandle:
             usage=view.usage or Usage(),
             messages=tuple(messages),
             new_from=self._first_new(messages, resumed=conversation.prompt is None),
+            reason=view.reason,
+            tripwire=view.tripwire,
         )
 
     async def cancel(self, reason: str | None = None) -> bool:

@@ -5,6 +5,15 @@ Names and payloads are those of Mastra's agent streams, so that its clients can 
 
 from durable.chunks.base import Chunk, ErrorInfo, FinishReason, Json, Origin, StepResult, Usage, Wire
 from durable.chunks.codec import KNOWN_TYPES, UnknownChunk, encode_body, from_wire, parse
+from durable.chunks.completion import (
+    GoalChunk,
+    GoalPayload,
+    IsTaskComplete,
+    IsTaskCompletePayload,
+    ScorerResult,
+    TripwireChunk,
+    TripwirePayload,
+)
 from durable.chunks.lifecycle import (
     Abort,
     AbortPayload,
@@ -97,6 +106,10 @@ __all__ = [
     "Finish",
     "FinishPayload",
     "FinishReason",
+    "GoalChunk",
+    "GoalPayload",
+    "IsTaskComplete",
+    "IsTaskCompletePayload",
     "Json",
     "KNOWN_TYPES",
     "Origin",
@@ -111,6 +124,7 @@ __all__ = [
     "RedactedReasoningPayload",
     "ResponseMetadata",
     "ResponseMetadataPayload",
+    "ScorerResult",
     "Source",
     "SourcePayload",
     "Start",
@@ -138,6 +152,8 @@ __all__ = [
     "ToolPayload",
     "ToolResult",
     "ToolResultPayload",
+    "TripwireChunk",
+    "TripwirePayload",
     "TurnOutput",
     "UnknownChunk",
     "Usage",

@@ -7,6 +7,7 @@ from typing import get_args
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from durable.chunks.base import Chunk, Json
+from durable.chunks.completion import GoalChunk, IsTaskComplete, TripwireChunk
 from durable.chunks.lifecycle import Abort, BudgetRaised, BudgetReached, Error, Finish, Start, StepFinish, StepStart
 from durable.chunks.output import (
     File,
@@ -48,6 +49,7 @@ _KNOWN = (
     | ToolCall | ToolResult | ToolError | ToolOutput
     | ToolCallApproval | ToolCallSuspended | ToolCallDecided | ToolOutputDenied
     | Source | File
+    | TripwireChunk | IsTaskComplete | GoalChunk
 )  # fmt: skip
 
 KNOWN_TYPES: dict[str, type[Chunk]] = {cls.model_fields["type"].default: cls for cls in get_args(_KNOWN)}

@@ -15,6 +15,8 @@ from durable.chunks import (
     Error,
     File,
     Finish,
+    GoalChunk,
+    IsTaskComplete,
     ReasoningDelta,
     Source,
     Start,
@@ -29,6 +31,7 @@ from durable.chunks import (
     ToolOutput,
     ToolOutputDenied,
     ToolResult,
+    TripwireChunk,
     Usage,
 )
 from durable.chunks.base import Json
@@ -85,6 +88,8 @@ class Transcript:
                 self._show_tool(chunk)
             case ToolCallApproval() | ToolCallSuspended() | ToolCallDecided() | ToolOutputDenied():
                 self._show_wait(chunk)
+            case TripwireChunk() | IsTaskComplete() | GoalChunk():
+                self._show_verdict(chunk)
             case Source():
                 self._line(f"  ⌁ source: {chunk.payload.title} {chunk.payload.url or ''}".rstrip(), "dim")
             case File():
@@ -117,6 +122,18 @@ class Transcript:
                 self._line(f"✗ {error.code}: {error.message}", "red")
             case _:
                 self.close()
+
+    def _show_verdict(self, chunk: TripwireChunk | IsTaskComplete | GoalChunk) -> None:
+        match chunk:
+            case TripwireChunk():
+                void = "; what the model said last no longer counts" if chunk.payload.void is not None else ""
+                self._line(f"✗ stopped by {chunk.payload.processor_id}: {chunk.payload.reason}{void}", "red")
+            case IsTaskComplete():
+                complete = "complete" if chunk.payload.passed else "not complete"
+                self._line(f"◇ the task is {complete}{_because(chunk.payload.reason)}", "magenta")
+            case GoalChunk():
+                why = chunk.payload.paused_reason or chunk.payload.reason
+                self._line(f"◇ the goal is {chunk.payload.status}{_because(why)}", "magenta")
 
     def _show_attempt(self, chunk: Chunk) -> None:
         """Whatever a new attempt writes first: say that it goes on, and what it declares void."""
@@ -189,6 +206,10 @@ def how_to_answer(run_id: str, call: str, verb: str) -> str:
     data = " --data JSON" if verb == "resume" else ""
     # An id may look like an option.
     return f"durable {verb}{data} -- {names}" if "-" in {run_id[:1], call[:1]} else f"durable {verb} {names}{data}"
+
+
+def _because(reason: str | None) -> str:
+    return f": {reason}" if reason else ""
 
 
 def _by(actor: str | None) -> str:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from enum import StrEnum
 from typing import Any, Final
 from uuid import uuid4
 
 import orjson
 from pydantic_ai.exceptions import RunCancelled
-from pydantic_ai.messages import ModelMessage, ModelResponse
 
 from durable.chunks import (
     AbortPayload,
@@ -36,7 +36,7 @@ from durable.execution.dependencies import dependencies
 from durable.execution.failures import describe, places
 from durable.execution.retrying import Postponement, postponement
 from durable.execution.start import StartPoint
-from durable.execution.turn import MISSING, Turn, TurnEnd
+from durable.execution.turn import MISSING, Turn, TurnEnd, last_text
 from durable.execution.waits import ReadAnswers
 from durable.outputs import output_fields
 from durable.probes import Point, Probe, silent
@@ -57,8 +57,6 @@ EXHAUSTED = ErrorInfo(
 )
 
 STEP_TIMEOUT = ErrorInfo(code="step_timeout", message="A step took longer than its time limit.")
-WAITING: Final = "decision"
-"""The reason of a run that is suspended until somebody answers a tool call."""
 UNREADABLE = ErrorInfo(code="run_unreadable", message="What is stored of this run can't be read by this version.")
 
 
@@ -106,6 +104,7 @@ class Attempt:
         read_answers: Reads what was answered to tool calls that wait.
         suspend: Lets the run wait, and tells so, unless there are more answers than those that were seen.
         hopeless: Why the run can only fail.
+        threads: Where guardrails, scorers and judges are called that are not asynchronous.
         probe: Passed at each point.
 
     Attributes:
@@ -126,6 +125,7 @@ class Attempt:
         read_answers: ReadAnswers,
         suspend: Callable[[int, Mapping[str, Arg], Sequence[Chunk]], Awaitable[str]],
         hopeless: ErrorInfo | None = None,
+        threads: Executor | None = None,
         probe: Probe = silent,
     ) -> None:
         self.run_id = record.run_id
@@ -150,7 +150,7 @@ class Attempt:
             on_step=lambda: self.stop(Stop.STEP_TIMEOUT),
         )
         self._turn = Turn(
-            definition, request, start, writer, settings, self._boundary, read_answers, self._budget, probe
+            definition, request, start, writer, settings, self._boundary, read_answers, self._budget, threads, probe
         )
         self._task: asyncio.Task[Outcome] | None = None
         self._begun = False
@@ -207,7 +207,7 @@ class Attempt:
             case HandOver():
                 return await self._hand_over()
             case RunSuspended():
-                return await self._suspend({"reason": WAITING})
+                return await self._suspend({"reason": raised.reason})
             case BudgetSpent():
                 return await self._spent(raised.reached)
             case RunCancelled():
@@ -237,7 +237,7 @@ class Attempt:
         metadata, token = self._record.json("metadata") or {}, self._writer.lease.token
         info = RunInfo(self.run_id, self._definition.name, token, metadata, self._deps)
         async with dependencies(self._definition, info) as deps:
-            end = await self._turn.run(deps)
+            end = await self._turn.run(info, deps)
         self._close()
         return await self._settle(self._completed(end))
 
@@ -315,8 +315,11 @@ class Attempt:
                 return await self._hand_over()
 
     def _completed(self, end: TurnEnd) -> tuple[Ending, list[Chunk]]:
-        text, extra = _last_text(self._turn.messages), {}
-        fields: dict[str, bytes | str] = {}
+        text, extra = last_text(self._turn.messages), {}
+        fields: dict[str, bytes | str] = {} if end.reason is None else {"reason": end.reason}
+        if end.tripped is not None:
+            fields = {"reason": "tripwire", "tripwire": orjson.dumps(end.tripped.told)}
+            return self._ending(Outcome.COMPLETED, fields), [self._last("tripwire")]
         budget = None if end.budget is None else end.budget.budget
         if end.limited or budget is not None:
             fields["reason"] = "max_steps" if budget is None else BUDGET_REACHED
@@ -374,11 +377,3 @@ class Attempt:
         except LeaseLost:
             return Outcome.LOST
         return Outcome.CANCELLED
-
-
-def _last_text(messages: list[ModelMessage]) -> str:
-    """The text of the model's last response."""
-    for message in reversed(messages):
-        if isinstance(message, ModelResponse):
-            return "".join(part.content for part in message.parts if part.part_kind == "text")
-    return ""

@@ -235,6 +235,7 @@ class Engine:
         writer = RunWriter(self._appender, lease)
         writer.on_progress = on_progress
         request, start, hopeless = await self._load(record, lease)
+        threads = self._threads.of_attempt()
         attempt = Attempt(
             self._definitions[record.agent],
             record,
@@ -246,11 +247,11 @@ class Engine:
             read_answers=partial(self._decisions.answers, lease.run_id),
             suspend=partial(suspend, self._store, lease),
             hopeless=hopeless,
+            threads=threads,
             probe=self._probe,
         )
         lease.on_lost = writer.on_fenced = lambda: attempt.stop(Stop.LOST)
         self._attempts[lease.run_id] = attempt
-        threads = self._threads.of_attempt()
         with Agent.using_thread_executor(threads):
             task = attempt.start()
         if lease.lost:

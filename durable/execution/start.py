@@ -42,7 +42,7 @@ class StartPoint:
         return cls(
             conversation,
             checkpoint.decode(conversation.history, entries, seq),
-            await runs.ledger(record.run_id) if entries else {},
+            await runs.ledger(record.run_id) if entries or record.last_seq else {},
             await Tail.read(store, record.run_id, seq, record.last_seq) if record.last_seq > seq else Tail(),
             record.decisions,
         )

@@ -10,6 +10,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import AsyncIterable, AsyncIterator
+from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager
 from copy import copy
 from dataclasses import dataclass, replace
@@ -18,7 +19,14 @@ from uuid import uuid4
 
 from pydantic_ai import Agent, RunContext
 from pydantic_ai.exceptions import UnexpectedModelBehavior, UserError
-from pydantic_ai.messages import DeferredToolRequestsEvent, ModelMessage, ModelRequest, ModelResponse, ToolReturnPart
+from pydantic_ai.messages import (
+    DeferredToolRequestsEvent,
+    ModelMessage,
+    ModelRequest,
+    ModelResponse,
+    ToolReturnPart,
+    UserPromptPart,
+)
 from pydantic_ai.run import AgentRun
 from pydantic_ai.tools import ToolDefinition
 from pydantic_ai.usage import RunUsage
@@ -37,12 +45,13 @@ from durable.chunks import (
     VoidRange,
 )
 from durable.chunks.base import Json
-from durable.definition import AgentDefinition, ApprovalFunction, ApprovalPolicy
+from durable.definition import AgentDefinition, ApprovalFunction, ApprovalPolicy, RunInfo
 from durable.errors import ToolResultInvalid
 from durable.execution.aside import Asides
 from durable.execution.budget import Budget, BudgetSpent
 from durable.execution.capabilities import Durability, Healing, Resumption, Telling
 from durable.execution.failures import ToolFailure, places
+from durable.execution.judgement import Judgement, Judging, Tripped
 from durable.execution.recording import RecordingToolset
 from durable.execution.start import StartPoint
 from durable.execution.tail import Tail
@@ -74,14 +83,18 @@ class TurnEnd:
     """How the loop ended.
 
     Attributes:
-        output: The agent's output; `MISSING` when a limit came first.
+        output: The agent's output; `MISSING` when there is none.
         limited: Whether the step limit came first.
         budget: The budget that came first, if one did.
+        tripped: The guardrail that has stopped it.
+        reason: How it ended, if that was not by the model alone.
     """
 
     output: Any
-    limited: bool
+    limited: bool = False
     budget: BudgetReachedPayload | None = None
+    tripped: Tripped | None = None
+    reason: str | None = None
 
 
 class Turn:
@@ -96,6 +109,7 @@ class Turn:
         boundary: Called between steps; may raise, to hand the run over there.
         read_answers: Reads what was answered to calls that wait.
         budget: What the attempt may still use.
+        threads: Where guardrails, scorers and judges are called that are not asynchronous.
         probe: Passed at each point.
 
     Attributes:
@@ -115,9 +129,11 @@ class Turn:
         boundary: Boundary,
         read_answers: ReadAnswers,
         budget: Budget,
+        threads: Executor | None = None,
         probe: Probe = silent,
     ) -> None:
         self._probe = probe
+        self._threads = threads
         self._definition = definition
         self._request = request
         self._start = start
@@ -129,7 +145,7 @@ class Turn:
         self._asides = Asides()
         self._failures: dict[str, tuple[int, ToolFailure, Json]] = {}
         self._message_id = ""
-        self._first = 0
+        self._first = start.progress.first if start.progress else 0
         self._tail = start.tail
         self._ledger = start.ledger
         self._void = start.tail.torn
@@ -160,14 +176,44 @@ class Turn:
         if isinstance(last, ModelResponse) and not last.tool_calls:
             self._completed = last  # Pydantic AI would ask the model again; it is given this response instead
 
-    async def run(self, deps: Any) -> TurnEnd:
-        """Go through the loop to its end.
+    async def run(self, info: RunInfo, deps: Any) -> TurnEnd:
+        """Go through the loop to its end, with guardrails before it and after it.
+
+        Args:
+            info: The run.
+            deps: The agent's dependencies.
 
         Raises:
             LeaseLost: The run has another owner.
+            GuardrailFailed: A guardrail can't say.
+            RunSuspended: Nothing is left to do until somebody answers.
             Exception: Whatever the agent raises.
         """
-        async with self._iter(deps) as run:
+        judgement = Judgement(
+            self._definition, info, deps, self._writer, self._ledger, self.waits, self._threads, self._judged
+        )
+        if self._start.progress is None and (tripped := await judgement.admit(self._asked())) is not None:
+            return TurnEnd(MISSING, tripped=tripped)
+        end = await self._loop(deps, judgement)
+        output = last_text(self.messages) if end.limited else end.output
+        withheld = self.translator.output_calls
+        tripped = await judgement.release(self._steps, output, self.messages, withheld, self._first)
+        if tripped is None:
+            return replace(end, reason=judgement.reason)
+        self.translator.withhold()
+        self.messages = _without_last_response(self.messages)
+        return TurnEnd(MISSING, tripped=tripped)
+
+    def _asked(self) -> list[ModelMessage]:
+        """What the run begins with."""
+        history, prompt = self._start.conversation.history, self._start.conversation.prompt
+        return [*history, *([] if prompt is None else [ModelRequest(parts=[UserPromptPart(content=prompt)])])]
+
+    def _judged(self) -> None:
+        self._advanced = True
+
+    async def _loop(self, deps: Any, judgement: Judgement) -> TurnEnd:
+        async with self._iter(deps, judgement) as run:
             self._restore(run)
             node = run.next_node
             # A hook around the run may have answered in the agent's place.
@@ -189,7 +235,7 @@ class Turn:
         if result is None:
             raise UnexpectedModelBehavior("The run ended without a result.")
         self.usage, self.messages = run.usage, result.all_messages()
-        return TurnEnd(result.output, limited=False)
+        return TurnEnd(result.output)
 
     @property
     def advanced(self) -> bool:
@@ -213,6 +259,10 @@ class Turn:
         if not self._budget.ends:
             raise BudgetSpent(reached)
         return TurnEnd(MISSING, limited=False, budget=reached)
+
+    @property
+    def _judges(self) -> bool:
+        return self._definition.completion is not None or self._definition.goal is not None
 
     @property
     def _limit(self) -> int:
@@ -244,6 +294,7 @@ class Turn:
                 output_retries=getattr(run.ctx.state, "output_retries_used", 0),
                 tools=_given_tools(run),
                 enqueued=self._asides.enqueued(run),
+                first=self._first,
             )
             self._keep(progress, self.translator.response(following.model_response))
             self._boundary(advanced=True, ending=not following.model_response.tool_calls)
@@ -306,7 +357,7 @@ class Turn:
         for chunk in chunks:
             self._writer.write(chunk)
 
-    def _iter(self, deps: Any) -> AbstractAsyncContextManager[AgentRun[Any, Any]]:
+    def _iter(self, deps: Any, judgement: Judgement) -> AbstractAsyncContextManager[AgentRun[Any, Any]]:
         progress, conversation = self._start.progress, self._start.conversation
         prompt, history, usage = conversation.prompt, conversation.history, RunUsage()
         if progress is not None and self._completed is not None:
@@ -315,6 +366,7 @@ class Turn:
             prompt, history, usage = None, progress.messages, copy(progress.usage)
         settings: Any = self._request.model_settings
         resumption = [Resumption(self._completed)] if self._completed is not None else []
+        judging = [Judging(lambda ctx, output: judgement.go_on(ctx, self._steps, output))] if self._judges else []
         if self._request.retries:
             # The run itself asks again: its provider's client must not.
             settings = {"max_retries": 0, **(settings or {})}
@@ -335,6 +387,7 @@ class Turn:
                 Telling(self._tell),
                 Deferral(self.waits.resolve),
                 *resumption,
+                *judging,
             ],
         )
 
@@ -505,6 +558,20 @@ def _given_tools(run: AgentRun[Any, Any]) -> frozenset[str] | None:
     """The tools that the model was given at first. Pydantic AI tells it of any other in the conversation."""
     names = getattr(run.ctx.deps, "established_tool_names", None)
     return None if names is None else frozenset(names)
+
+
+def last_text(messages: list[ModelMessage]) -> str:
+    """The text of the model's last response."""
+    for message in reversed(messages):
+        if isinstance(message, ModelResponse):
+            return "".join(part.content for part in message.parts if part.part_kind == "text")
+    return ""
+
+
+def _without_last_response(messages: list[ModelMessage]) -> list[ModelMessage]:
+    """The conversation up to the model's last response, without it and what follows it."""
+    last = max((i for i, message in enumerate(messages) if isinstance(message, ModelResponse)), default=len(messages))
+    return messages[:last]
 
 
 async def _applies(policy: ApprovalFunction, ctx: RunContext[Any], tool: ToolDefinition, args: dict[str, Any]) -> bool:

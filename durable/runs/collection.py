@@ -38,7 +38,7 @@ WAKE_GRACE = 2.0
 
 _BRIEF = (
     "agent", "status", "reason", "token", "lastSeq", "createdAt", "startedAt", "finishedAt", "usage", "error",
-    "metadata", "retryOf", "parentRunId", "threadId", "kind", "queue", "retention", "cancelRequested",
+    "tripwire", "metadata", "retryOf", "parentRunId", "threadId", "kind", "queue", "retention", "cancelRequested",
     "notBefore", "asked", "maxTokens", "maxSeconds", "msUsed", "budget", "behind",
 )  # fmt: skip
 

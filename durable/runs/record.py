@@ -199,6 +199,7 @@ class RunRecord:
             "output": self.json("output"),
             "error": self.json("error"),
             "budget": self._budget(),
+            "tripwire": self.json("tripwire"),
             "metadata": self.json("metadata"),
             "retryOf": self._optional("retryOf"),
             "parentRunId": self._optional("parentRunId"),

@@ -5,6 +5,7 @@ Built from the model's response, whether it was just streamed or comes back from
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +60,12 @@ class Step:
             value["isError"] = True
         if all(known["toolCallId"] != value["toolCallId"] for known in self.results):
             self.results.append(value)
+
+    def withhold(self, calls: Collection[str]) -> None:
+        """Tell neither the text nor these calls."""
+        self.text = ""
+        self.calls = [call for call in self.calls if call["toolCallId"] not in calls]
+        self.results = [found for found in self.results if found["toolCallId"] not in calls]
 
     def result(self, *, is_continued: bool) -> StepResult:
         """How it ended, as `step-finish` and `finish` tell it."""

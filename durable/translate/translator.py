@@ -77,6 +77,7 @@ class Translator:
         self._current: Step | None = None
         self._message_id = ""
         self._called: set[str] = set()
+        self._outputs: set[str] = set()
         self._settled: set[str] = set()
 
     @property
@@ -124,6 +125,7 @@ class Translator:
         self._standing = Standing()
         self._message_id = message_id
         self._called.clear()
+        self._outputs.clear()
         self._settled.clear()
         fields: dict[str, Any] = {
             "step_id": f"step-{step}",
@@ -166,6 +168,8 @@ class Translator:
             case PartEndEvent():
                 return self._parts.end(event.index, event.part)
             case FunctionToolCallEvent() | OutputToolCallEvent():
+                if isinstance(event, OutputToolCallEvent):
+                    self._outputs.add(event.part.tool_call_id)
                 return self._call(event.part)
             case FunctionToolResultEvent() | OutputToolResultEvent():
                 return self._outcome(event)
@@ -201,6 +205,17 @@ class Translator:
             metadata={},
         )
         return [StepFinish(payload=payload)]
+
+    @property
+    def output_calls(self) -> list[str]:
+        """The calls of the last step whose arguments are the output."""
+        return sorted(self._outputs)
+
+    def withhold(self) -> None:
+        """The last step's output is not to be given out: `finish` does not tell it."""
+        last = self._last_step()
+        if last is not None:
+            last.withhold(self._outputs)
 
     def finish(
         self,

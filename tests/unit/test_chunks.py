@@ -40,6 +40,8 @@ CATALOGUE = [
     "error",
     "file",
     "finish",
+    "goal",
+    "is-task-complete",
     "reasoning-delta",
     "reasoning-end",
     "reasoning-signature",
@@ -64,6 +66,7 @@ CATALOGUE = [
     "tool-output",
     "tool-output-denied",
     "tool-result",
+    "tripwire",
 ]
 
 few = settings(max_examples=15, deadline=None)

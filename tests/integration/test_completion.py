@@ -1,0 +1,506 @@
+"""Guardrails, scorers and goals: each verdict is given once, is in the log, and has its effect; also over takeovers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+from pydantic_ai import Agent
+from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, ToolCallPart, UserPromptPart
+from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
+
+from durable import (
+    Chunk,
+    DurableAgent,
+    Folder,
+    Goal,
+    GoalVerdict,
+    JudgeContext,
+    RunHandle,
+    RunInfo,
+    Score,
+    TaskCompletion,
+    Tripwire,
+    create_durable_agent,
+)
+from durable.chunks import GoalChunk, GoalPayload
+from durable.doctor import Doctor
+from durable.errors import ConfigurationError, InvalidRequest, RunFailed
+from durable.settings import Settings
+from durable.store import Store
+from tests.conftest import eventually
+
+Connected = Callable[..., Any]
+
+
+class Draft(BaseModel):
+    """A structured output."""
+
+    text: str
+
+
+def prompts(messages: Sequence[ModelMessage]) -> list[str]:
+    """What the model was told by users, in order."""
+    return [
+        str(part.content)
+        for message in messages
+        if isinstance(message, ModelRequest)
+        for part in message.parts
+        if isinstance(part, UserPromptPart)
+    ]
+
+
+def model(*, tools: bool = False) -> FunctionModel:
+    """A model that writes one draft after the other; each after a call of a tool if there are tools."""
+
+    async def respond(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str | DeltaToolCalls]:
+        responses = sum(isinstance(message, ModelResponse) for message in messages)
+        number = responses // 2 + 1 if tools else responses + 1
+        if tools and responses % 2 == 0:
+            yield {0: DeltaToolCall(name="look", json_args="{}", tool_call_id=f"c{number}")}
+        elif info.output_tools:
+            name = info.output_tools[0].name
+            yield {
+                0: DeltaToolCall(
+                    name=name, json_args=json.dumps({"text": f"draft {number}"}), tool_call_id=f"o{number}"
+                )
+            }
+        else:
+            yield f"draft {number}"
+
+    return FunctionModel(stream_function=respond)
+
+
+@pytest.fixture(params=[False, True], ids=["on end", "by steps"])
+def connected(request: pytest.FixtureRequest, settings: Settings, store: Store) -> Connected:
+    """Connects agents whose runs go on to the end, or are given back after each step and rebuilt from the store."""
+    chosen = settings.model_copy(update={"always_resume": settings.always_resume or request.param})
+
+    @asynccontextmanager
+    async def connect(agent: Agent[Any, Any] | None = None, **options: Any) -> AsyncIterator[DurableAgent]:
+        durable = create_durable_agent(agent or Agent(model(), name="writer"), cache=chosen, **options)
+        async with durable:
+            yield durable
+        assert [finding async for finding in Doctor(store).findings()] == []
+
+    return connect
+
+
+async def end(handle: RunHandle) -> list[Chunk]:
+    """The run's chunks, once it has ended."""
+    async with asyncio.timeout(20):
+        chunks = [chunk async for chunk in handle.observe()]
+    assert [chunk.seq for chunk in chunks] == list(range(1, len(chunks) + 1))
+    assert [chunk.seq for chunk in chunks if chunk.final] == [len(chunks)]
+    return chunks
+
+
+async def paused(handle: RunHandle, count: int = 1) -> GoalPayload:
+    """Wait until the goal was paused so often, and the run is suspended; what the log says of it."""
+    found: list[GoalPayload] = []
+    async for chunk in handle.observe():
+        if isinstance(chunk, GoalChunk) and chunk.payload.status == "paused":
+            found.append(chunk.payload)
+        if len(found) == count:
+            break
+
+    async def waits() -> bool:
+        return (await handle.status()).status == "suspended"
+
+    await eventually(waits, what="the run to be suspended")
+    return found[-1]
+
+
+def of(chunks: Sequence[Chunk], kind: str) -> list[Any]:
+    """The payloads of one type."""
+    return [chunk.payload for chunk in chunks if chunk.type == kind]
+
+
+def text(chunks: Sequence[Chunk]) -> str:
+    folder = Folder()
+    for chunk in chunks:
+        folder.add(chunk)
+    return folder.text
+
+
+class Asked(Counter[str]):
+    """Counts who was asked."""
+
+
+# Input guardrails
+
+
+async def test_an_input_guardrail_stops_a_run_before_the_model_is_asked(connected: Connected) -> None:
+    def no_secrets(ctx: JudgeContext, messages: Sequence[ModelMessage]) -> Tripwire | None:
+        assert (ctx.agent, ctx.metadata) == ("writer", {"tenant": "t1"})
+        return Tripwire("a secret", metadata={"kind": "key"}) if "sk-" in prompts(messages)[-1] else None
+
+    async with connected(input_guardrails=[no_secrets]) as agent:
+        handle = await agent.stream("my key is sk-1", metadata={"tenant": "t1"})
+        chunks = await end(handle)
+        assert [chunk.type for chunk in chunks] == ["start", "tripwire", "finish"]
+        assert chunks[1].to_wire()["payload"] == {
+            "reason": "a secret",
+            "metadata": {"kind": "key"},
+            "processorId": "no_secrets",
+        }
+        assert chunks[-1].payload.step_result.reason == "tripwire"
+        view = await handle.status()
+        assert (view.status, view.reason, view.output) == ("completed", "tripwire", None)
+        assert view.tripwire == {"reason": "a secret", "metadata": {"kind": "key"}, "processorId": "no_secrets"}
+        result = await handle.result()
+        assert (result.output, result.reason, result.messages) == (None, "tripwire", ())
+
+
+async def test_a_guardrail_that_passes_is_asked_once_a_run(connected: Connected) -> None:
+    asked = Asked()
+
+    async def polite(_: JudgeContext, messages: Sequence[ModelMessage]) -> None:
+        asked["polite"] += 1
+        assert prompts(messages) == ["before", "write"]
+
+    async def harmless(ctx: JudgeContext, output: str) -> None:
+        asked[f"harmless {output} {len(ctx.messages)}"] += 1
+
+    agent = Agent(model(tools=True), name="writer", tools=[look])
+    async with connected(agent, input_guardrails=[polite], output_guardrails=[harmless]) as durable:
+        history: list[ModelMessage] = [ModelRequest(parts=[UserPromptPart(content="before")])]
+        result = await durable.generate("write", message_history=history)
+    assert result.output == "draft 1"
+    assert asked == {"polite": 1, "harmless draft 1 5": 1}
+
+
+async def look() -> str:
+    """A tool."""
+    return "seen"
+
+
+async def raising(_: JudgeContext, __: Any) -> Any:
+    raise ValueError("hunter2")
+
+
+async def vague(_: JudgeContext, __: Any) -> Any:
+    return True
+
+
+@pytest.mark.parametrize("guardrail", [raising, vague])
+@pytest.mark.parametrize("where", ["input_guardrails", "output_guardrails"])
+async def test_a_guardrail_that_fails_stops_the_run(connected: Connected, where: str, guardrail: Any) -> None:
+    async with connected(**{where: [guardrail]}) as agent:
+        handle = await agent.stream("write")
+        chunks = await end(handle)
+        with pytest.raises(RunFailed) as raised:
+            await handle.result()
+    assert raised.value.failure_code == "guardrail_failed"
+    assert "hunter2" not in str([chunk.to_wire() for chunk in chunks])
+    assert [chunk.type for chunk in chunks][-2:] == ["error", "finish"]
+    assert bool(of(chunks, "step-start")) == (where == "output_guardrails")
+
+
+async def test_a_guardrail_may_raise_its_tripwire_and_know_the_dependencies(connected: Connected) -> None:
+    async def strict(ctx: JudgeContext, _: Any) -> None:
+        raise Tripwire(f"not for {ctx.deps}")
+
+    def deps(info: RunInfo) -> str:
+        return str(info.deps)
+
+    async with connected(input_guardrails=[strict], deps_factory=deps) as agent:
+        result = await agent.generate("write", deps="bob")
+    assert result.tripwire == {"reason": "not for bob", "processorId": "strict"}
+
+
+# Output guardrails
+
+
+def no_drafts(_: JudgeContext, output: Any) -> Tripwire | None:
+    said = output.text if isinstance(output, Draft) else output
+    return Tripwire("a draft") if "draft" in said else None
+
+
+async def test_an_output_guardrail_voids_what_was_streamed(connected: Connected) -> None:
+    async with connected(output_guardrails=[no_drafts]) as agent:
+        handle = await agent.stream("write")
+        chunks = await end(handle)
+        view = await handle.status()
+        messages = (await handle.result()).messages
+    [tripwire], [step] = of(chunks, "tripwire"), [chunk for chunk in chunks if chunk.type == "step-start"]
+    assert tripwire.void.from_ == step.seq
+    assert [chunk.type for chunk in chunks][-3:] == ["step-finish", "tripwire", "finish"]
+    assert text(chunks) == ""
+    assert "draft 1" not in str(chunks[-1].to_wire())
+    assert (view.reason, view.output) == ("tripwire", None)
+    assert prompts(messages) == ["write"]
+    assert not any(isinstance(message, ModelResponse) for message in messages)
+
+
+async def test_an_output_guardrail_withholds_a_structured_output_but_no_tool(connected: Connected) -> None:
+    agent = Agent(model(tools=True), name="writer", tools=[look], output_type=Draft)
+    async with connected(agent, output_guardrails=[no_drafts]) as durable:
+        handle = await durable.stream("write")
+        chunks = await end(handle)
+        result = await handle.result()
+    folder = Folder()
+    for chunk in chunks:
+        folder.add(chunk)
+    assert list(folder.calls) == ["c1"]
+    assert (folder.object, folder.reason, result.output) == (None, "tripwire", None)
+    assert "draft" not in str(chunks[-1].to_wire())
+    assert [step["toolCalls"] for step in chunks[-1].payload.output.steps][1:] == [[]]
+
+
+async def test_an_output_guardrail_sees_also_what_the_step_limit_cuts_off(connected: Connected) -> None:
+    completion = TaskCompletion([never])
+    async with connected(output_guardrails=[no_drafts], completion=completion) as agent:
+        result = await agent.generate("write", max_steps=1)
+    assert (result.reason, result.output) == ("tripwire", None)
+
+
+# Task completion
+
+
+async def never(_: JudgeContext, __: Any) -> Score:
+    return Score(0.2, reason="more")
+
+
+def third(_: JudgeContext, output: Any) -> bool:
+    return "3" in (output.text if isinstance(output, Draft) else output)
+
+
+@pytest.mark.parametrize("tools", [False, True])
+@pytest.mark.parametrize("output_type", [str, Draft])
+async def test_the_model_goes_on_until_the_scorers_pass(connected: Connected, output_type: Any, *, tools: bool) -> None:
+    asked = Asked()
+
+    async def fine(ctx: JudgeContext, output: Any) -> Score:
+        asked[f"{ctx.iteration} {output}"] += 1
+        return Score(0.9, passed=third(ctx, output), reason=f"it is {output}")
+
+    agent = Agent(model(tools=tools), name="writer", tools=[look] if tools else [], output_type=output_type)
+    async with connected(agent, completion=TaskCompletion([fine, third])) as durable:
+        handle = await durable.stream("write")
+        chunks = await end(handle)
+        result = await handle.result()
+    output = Draft(text="draft 3") if output_type is Draft else "draft 3"
+    assert (result.output, result.reason) == (output, None)
+    verdicts = of(chunks, "is-task-complete")
+    assert [(verdict.iteration, verdict.passed, verdict.max_iteration_reached) for verdict in verdicts] == [
+        (1, False, False),
+        (2, False, False),
+        (3, True, False),
+    ]
+    assert [found.scorer_id for found in verdicts[0].results] == ["fine", "third"]
+    assert set(asked.values()) == {1}
+    assert len(asked) == 3
+    told = prompts(result.messages)
+    assert [line.splitlines()[0] for line in told[1:]] == ["The task is not complete yet."] * 2
+    assert "it is" in told[1]
+    finished = of(chunks, "step-finish")
+    assert [step.step_result.is_continued for step in finished] == [True] * (len(finished) - 1) + [False]
+    assert len({chunk.payload.step_id for chunk in chunks if chunk.type == "step-start"}) == (6 if tools else 3)
+
+
+async def test_the_output_retries_of_the_agent_are_not_used_up(connected: Connected) -> None:
+    agent = Agent(model(), name="writer", retries=0)
+    async with connected(agent, completion=TaskCompletion([third])) as durable:
+        assert (await durable.generate("write")).output == "draft 3"
+
+
+async def test_scorers_are_asked_as_often_as_they_may_be(connected: Connected) -> None:
+    completion = TaskCompletion([never], max_iterations=2, suppress_feedback=True)
+    async with connected(completion=completion) as agent:
+        handle = await agent.stream("write")
+        last = of(await end(handle), "is-task-complete")[-1]
+        result = await handle.result()
+    assert (last.iteration, last.passed, last.max_iteration_reached, last.suppress_feedback) == (2, False, True, True)
+    assert last.reason == "never: more"
+    assert (result.output, result.reason) == ("draft 2", "max_iterations")
+
+
+async def test_any_scorer_is_enough_where_the_agent_says_so(connected: Connected) -> None:
+    async with connected(completion=TaskCompletion([never, third], strategy="any")) as agent:
+        assert (await agent.generate("write")).output == "draft 3"
+
+
+async def test_a_scorer_that_fails_or_is_late_has_not_passed(connected: Connected) -> None:
+    async def late(_: JudgeContext, __: Any) -> bool:
+        await asyncio.Event().wait()
+        return True
+
+    completion = TaskCompletion([raising, late, third], strategy="any", timeout=0.2, max_iterations=1)
+    async with connected(completion=completion) as agent:
+        chunks = await end(await agent.stream("write"))
+    [verdict] = of(chunks, "is-task-complete")
+    assert (verdict.passed, verdict.timed_out) == (False, True)
+    assert [(found.scorer_name, found.errored) for found in verdict.results] == [
+        ("raising", True),
+        ("late", True),
+        ("third", None),
+    ]
+    assert "hunter2" not in verdict.model_dump_json()
+
+
+# Goals
+
+
+async def test_a_goal_is_judged_until_it_is_reached(connected: Connected) -> None:
+    asked = Asked()
+
+    async def editor(ctx: JudgeContext, objective: str, output: str) -> GoalVerdict:
+        asked[f"{ctx.iteration} {objective} {output}"] += 1
+        return GoalVerdict(status="done" if ctx.iteration == 3 else "continue", reason=f"{output} was read")
+
+    goal = Goal(lambda ctx: f"three drafts for {ctx.metadata['who']}", editor, max_runs=4)
+    async with connected(goal=goal) as agent:
+        handle = await agent.stream("write", metadata={"who": "ada"})
+        chunks = await end(handle)
+        result = await handle.result()
+    assert result.output == "draft 3"
+    assert asked == {f"{n} three drafts for ada draft {n}": 1 for n in (1, 2, 3)}
+    verdicts = of(chunks, "goal")
+    assert [(found.iteration, found.status, found.should_continue, found.passed) for found in verdicts] == [
+        (1, "active", True, False),
+        (2, "active", True, False),
+        (3, "done", False, True),
+    ]
+    assert (verdicts[0].objective, verdicts[0].max_runs) == ("three drafts for ada", 4)
+    assert "draft 1 was read" in prompts(result.messages)[1]
+
+
+async def test_an_agent_may_judge_and_its_tokens_count(connected: Connected) -> None:
+    def respond(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        status = "done" if "draft 2" in prompts(messages)[-1] else "continue"
+        return ModelResponse(parts=[ToolCallPart(info.output_tools[0].name, {"status": status})])
+
+    judge = Agent(FunctionModel(respond), name="editor")
+    async with connected(goal=Goal("two drafts", judge)) as agent:
+        handle = await agent.stream("write")
+        chunks = await end(handle)
+        result = await handle.result()
+    assert result.output == "draft 2"
+    assert [found.scorer_id for verdict in of(chunks, "goal") for found in verdict.results] == ["editor", "editor"]
+    own = sum(step.output.usage.total_tokens for step in of(chunks, "step-finish"))
+    judged = [message for message in result.messages if isinstance(message, ModelResponse)]
+    assert len(judged) == 2
+    assert result.usage.total_tokens > own + 100
+
+
+async def waiting(ctx: JudgeContext, _: str, output: str) -> GoalVerdict:
+    if ctx.iteration == 1:
+        return GoalVerdict(status="waiting", reason="which colour?")
+    return GoalVerdict(status="done", reason=output)
+
+
+async def test_a_goal_that_waits_for_somebody_suspends_the_run_until_it_is_resumed(connected: Connected) -> None:
+    async with connected(goal=Goal("a car", waiting)) as agent:
+        handle = await agent.stream("write")
+        paused_goal = await paused(handle)
+        assert (paused_goal.status, paused_goal.waiting_for_user) == ("paused", True)
+        view = await handle.status()
+        assert (view.status, view.reason) == ("suspended", "goal_paused")
+        [call] = view.pending or []
+        assert (call.tool_name, call.tool_call_id) == ("goal", paused_goal.tool_call_id)
+        assert call.payload["pausedReason"] == "which colour?"
+        with pytest.raises(InvalidRequest):
+            await handle.resume(call.tool_call_id, {"colour": "red"})
+        await handle.resume(call.tool_call_id, {"message": "red"}, actor="ada")
+        chunks = await end(handle)
+        result = await handle.result()
+    assert prompts(result.messages) == ["write", "red"]
+    assert result.output == "draft 2"
+    assert [found.status for found in of(chunks, "goal")] == ["paused", "done"]
+
+
+async def test_a_paused_goal_may_be_given_up(connected: Connected) -> None:
+    async with connected(goal=Goal("a car", waiting)) as agent:
+        handle = await agent.stream("write")
+        paused_goal = await paused(handle)
+        await handle.decline(paused_goal.tool_call_id)
+        result = await handle.result()
+    assert (result.output, result.reason) == ("draft 1", "goal_stopped")
+
+
+async def test_a_judge_that_fails_pauses_the_goal_and_is_asked_again(connected: Connected) -> None:
+    asked = Asked()
+
+    async def broken(ctx: JudgeContext, _: str, output: str) -> GoalVerdict:
+        asked[output] += 1
+        if ctx.iteration < 3:
+            raise ValueError("hunter2")
+        return GoalVerdict(status="done")
+
+    async with connected(goal=Goal("a car", broken)) as agent:
+        handle = await agent.stream("write")
+        for count in (1, 2):
+            paused_goal = await paused(handle, count)
+            assert (paused_goal.judge_failed, paused_goal.paused_reason) == (True, "The judge raised ValueError.")
+            assert paused_goal.iteration == count
+            await handle.resume(paused_goal.tool_call_id)
+        chunks = await end(handle)
+    assert asked == {"draft 1": 3}
+    assert len(of(chunks, "step-start")) == 1
+    assert "hunter2" not in str([chunk.to_wire() for chunk in chunks])
+
+
+@pytest.mark.parametrize(("data", "budget"), [(None, 4), ({"maxRuns": 3}, 3)])
+async def test_a_goal_whose_budget_is_used_up_is_paused_and_may_be_given_more(
+    connected: Connected, data: Any, budget: int
+) -> None:
+    async def hard(_: JudgeContext, __: str, output: str) -> GoalVerdict:
+        return GoalVerdict(status="done" if "3" in output else "continue")
+
+    async with connected(goal=Goal("three drafts", hard, max_runs=2)) as agent:
+        handle = await agent.stream("write")
+        paused_goal = await paused(handle)
+        assert (paused_goal.iteration, paused_goal.max_runs_reached) == (2, True)
+        await handle.resume(paused_goal.tool_call_id, data)
+        chunks = await end(handle)
+        result = await handle.result()
+    assert result.output == "draft 3"
+    assert of(chunks, "goal")[-1].max_runs == budget
+
+
+async def test_a_paused_goal_may_be_cancelled_and_the_run_be_retried(connected: Connected) -> None:
+    async with connected(goal=Goal("a car", waiting)) as agent:
+        handle = await agent.stream("write")
+        await paused(handle)
+        await handle.cancel()
+        assert (await handle.status()).status == "cancelled"
+
+
+async def test_the_task_is_complete_before_the_goal_is_judged(connected: Connected) -> None:
+    async def editor(_: JudgeContext, __: str, output: str) -> GoalVerdict:
+        return GoalVerdict(status="done", reason=output)
+
+    async with connected(completion=TaskCompletion([third]), goal=Goal("a car", editor)) as agent:
+        chunks = await end(await agent.stream("write"))
+    order = [chunk.type for chunk in chunks if chunk.type in {"is-task-complete", "goal"}]
+    assert order == ["is-task-complete"] * 3 + ["goal"]
+
+
+# Configuration
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: TaskCompletion([]),
+        lambda: TaskCompletion([never, never]),
+        lambda: TaskCompletion([lambda ctx, output: True]),  # noqa: ARG005
+        lambda: TaskCompletion([never], max_iterations=0),
+        lambda: TaskCompletion([never], timeout=0),
+        lambda: TaskCompletion([never], strategy="most"),  # type: ignore[arg-type]  # that is what is refused
+        lambda: Goal("a car", waiting, max_runs=0),
+        lambda: Goal("a car", "nobody"),  # type: ignore[arg-type]  # that is what is refused
+        lambda: create_durable_agent(Agent(name="a"), input_guardrails=[raising, raising]),
+        lambda: create_durable_agent(Agent(name="a"), output_guardrails=["none"]),  # type: ignore[list-item]  # same
+    ],
+)
+def test_what_can_not_judge_is_refused_at_once(make: Callable[[], Any]) -> None:
+    with pytest.raises(ConfigurationError):
+        make()
