@@ -1,31 +1,26 @@
 """Who judges an attempt's run: its guardrails, its scorers, and its goal's judge.
 
-Each verdict is stored in the same step as its chunk, beside the tool calls in the ledger: an attempt that takes the run
-over uses it, and asks nobody again.
+Each verdict is stored in the same step as its chunk, beside the tool calls in the ledger, and before anybody else is
+asked: an attempt that takes the run over uses it, and asks nobody again.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import orjson
-from pydantic import BaseModel, TypeAdapter
 from pydantic_ai import Agent, ModelRequestNode, RunContext
 from pydantic_ai.capabilities import AbstractCapability, CapabilityOrdering
 from pydantic_ai.messages import ModelMessage, ModelRequest, UserPromptPart
 from pydantic_ai.tools import DeferredToolRequests
-from pydantic_ai.usage import RunUsage
 from pydantic_graph import End
 
 from durable import ledger
 from durable.chunks import (
-    Chunk,
-    GoalChunk,
-    GoalPayload,
     IsTaskComplete,
     IsTaskCompletePayload,
     Json,
@@ -34,29 +29,21 @@ from durable.chunks import (
     TripwirePayload,
     VoidRange,
 )
-from durable.chunks.codec import without_surrogates
-from durable.completion import goal as goals
 from durable.completion import scoring
 from durable.completion.context import JudgeContext, name_of
-from durable.completion.goal import Goal
 from durable.completion.guardrails import Tripwire, guard
 from durable.completion.scoring import TaskCompletion
-from durable.decisions import Answer, Question
 from durable.definition import AgentDefinition, RunInfo
+from durable.execution.pursuit import Pursuit
+from durable.execution.verdicts import Verdicts, dump, to_text
 from durable.execution.waits import Waits
-from durable.suspension import RunSuspended, Suspension
-from durable.writer import Note, RunWriter, Waiting
+from durable.writer import RunWriter
 
-GOAL_PAUSED: Final = "goal_paused"
-"""The reason of a run that is suspended until somebody resumes its goal."""
 GOAL_STOPPED: Final = "goal_stopped"
 """How a run ended whose paused goal was declined."""
 MAX_ITERATIONS: Final = "max_iterations"
 """How a run ended whose scorers were asked as often as they may be."""
 COMPLETE: Final = "task-complete"
-
-_USAGE = TypeAdapter(RunUsage)
-P = TypeVar("P", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -103,10 +90,9 @@ class Judgement:
         self._info = info
         self._deps = deps
         self._writer = writer
-        self._entries = entries
         self._waits = waits
         self._threads = threads
-        self._got_on = got_on
+        self._verdicts = Verdicts(writer, entries, got_on)
 
     async def admit(self, messages: Sequence[ModelMessage]) -> Tripped | None:
         """Have the input guardrails look at what the run begins with, once.
@@ -117,7 +103,8 @@ class Judgement:
         ctx = self._context(messages)
         for guardrail in self._definition.input_guardrails:
             kept = f"input-guardrail-{name_of(guardrail)}"
-            if (known := self._known(0, kept)) is None:
+            if (known := self._verdicts.known(0, kept)) is None:
+                await self._verdicts.stored()
                 said = await guard(ctx, guardrail, messages)
                 known = self._keep_guarded(0, kept, name_of(guardrail), said)
             if known.value is not None:
@@ -143,9 +130,9 @@ class Judgement:
         ctx = self._context(messages)
         for guardrail in self._definition.output_guardrails:
             kept = f"output-guardrail-{name_of(guardrail)}"
-            if (known := self._known(step, kept)) is None:
+            if (known := self._verdicts.known(step, kept)) is None:
+                await self._verdicts.stored()
                 said = await guard(ctx, guardrail, output)
-                await self._writer.flush()  # only then the next seq is known for sure
                 void = VoidRange.model_validate({"from": first, "to": self._writer.next_seq - 1})
                 more = {"void": void, **({"withheld": list(withheld)} if withheld else {})}
                 known = self._keep_guarded(step, kept, name_of(guardrail), said, **more)
@@ -166,17 +153,19 @@ class Judgement:
         if self._definition.completion is not None:
             told = await self._complete(self._definition.completion, ctx, step, output)
         if told is None and self.reason is None and self._definition.goal is not None:
-            told = await self._pursue(self._definition.goal, ctx, step, output)
+            pursuit = Pursuit(self._definition.goal, self._verdicts, self._waits, self._context)
+            told = await pursuit.go_on(ctx, step, output)
+            self.reason = GOAL_STOPPED if pursuit.stopped else None
         return None if told is None else ModelRequest(parts=[UserPromptPart(content=told)])
 
     async def _complete(self, completion: TaskCompletion, ctx: RunContext[Any], step: int, output: Any) -> str | None:
-        known = self._known(step, COMPLETE)
+        known = self._verdicts.known(step, COMPLETE)
         if known is not None:
             payload = IsTaskCompletePayload.model_validate_json(known.value)
         else:
             payload = await self._score(completion, ctx, step, output)
-            outcome = ledger.Outcome(value=_dump(payload))
-            self._keep(step, COMPLETE, outcome, IsTaskComplete(payload=payload))
+            outcome = ledger.Outcome(value=dump(payload))
+            self._verdicts.keep(step, COMPLETE, outcome, IsTaskComplete(payload=payload))
         if payload.passed:
             return None
         if payload.max_iteration_reached:
@@ -187,15 +176,18 @@ class Judgement:
     async def _score(
         self, completion: TaskCompletion, ctx: RunContext[Any], step: int, output: Any
     ) -> IsTaskCompletePayload:
-        iteration, begun = 1 + sum(1 for _ in self._before(COMPLETE)), time.monotonic()
+        iteration, begun = 1 + sum(1 for _ in self._verdicts.before(COMPLETE)), time.monotonic()
         names = {name_of(scorer): f"scorer-{name_of(scorer)}" for scorer in completion.scorers}
-        said = {name: outcome for name, kept in names.items() if (outcome := self._known(step, kept)) is not None}
+        await self._verdicts.stored()
+        said = {
+            name: outcome for name, kept in names.items() if (outcome := self._verdicts.known(step, kept)) is not None
+        }
         results, timed_out = await scoring.score(
             completion,
             self._context(ctx.messages, iteration),
             output,
             {name: ScorerResult.model_validate_json(outcome.value) for name, outcome in said.items()},
-            lambda found: self._keep(step, names[found.scorer_id], ledger.Outcome(value=_dump(found))),
+            lambda found: self._verdicts.keep(step, names[found.scorer_id], ledger.Outcome(value=dump(found))),
         )
         passed = completion.passed(results)
         reasons = [f"{found.scorer_name}: {found.reason}" for found in results if found.reason and not found.passed]
@@ -210,83 +202,6 @@ class Judgement:
             suppress_feedback=completion.suppress_feedback,
         )
 
-    async def _pursue(self, goal: Goal, ctx: RunContext[Any], step: int, output: Any) -> str | None:
-        name, round_ = f"goal-{step}", 0
-        while True:
-            known = self._known(step, name, round_)
-            if known is None:
-                known = await self._judge(goal, ctx, step, name, round_, output)
-            if known.aside:
-                ctx.usage.incr(_USAGE.validate_python(known.aside["usage"]))
-            if known.suspended is None:
-                payload = GoalPayload.model_validate_json(known.value)
-                return None if payload.passed else goals.feedback(payload)
-            payload = GoalPayload.model_validate(known.suspended.payload)
-            answer = self._waits.known(ledger.judgement(name), round_)
-            if answer is None:
-                raise RunSuspended(GOAL_PAUSED)
-            if answer.kind != "resume":
-                self.reason = GOAL_STOPPED
-                return None
-            message = (answer.data or {}).get("message")
-            if message is not None or not payload.judge_failed:
-                return message or goals.feedback(payload)
-            round_ += 1  # nobody has judged yet
-
-    async def _judge(
-        self, goal: Goal, ctx: RunContext[Any], step: int, name: str, round_: int, output: Any
-    ) -> ledger.Outcome:
-        before = list(self._before("goal-"))
-        context = self._context(ctx.messages, 1 + len(before))
-        payload, used = await goals.judge(goal, context, output, self._budget(goal, before))
-        aside = None if used is None else {"usage": _USAGE.dump_python(used, mode="json", exclude_defaults=True)}
-        if payload.status != "paused":
-            outcome = ledger.Outcome(value=_dump(payload), aside=aside)
-            self._keep(step, name, outcome, GoalChunk(payload=payload))
-            return outcome
-        payload.tool_call_id = ledger.judgement(name)
-        told = orjson.loads(_dump(payload))
-        pause = Suspension(kind="resume", payload=told, schema_=goals.RESUME_SCHEMA)
-        question = Question(
-            tool_name="goal",
-            kind="resume",
-            payload=told,
-            resume_schema=goals.RESUME_SCHEMA,
-            agent=self._definition.name,
-        )
-        waiting = Waiting(ledger.judgement(name), step, round_, question.to_json())
-        outcome = ledger.Outcome(suspended=pause, aside=aside)
-        self._keep(step, name, outcome, GoalChunk(payload=payload), round_=round_, waiting=waiting)
-        await self._writer.flush()
-        return outcome
-
-    def _budget(self, goal: Goal, before: Sequence[tuple[str, ledger.Outcome]]) -> int:
-        """How often the judge may be asked in all, after what was said when the goal was resumed."""
-        budget = goal.max_runs
-        for field, outcome in before:
-            answer = self._answer_to(field)
-            if outcome.suspended is None or answer is None:
-                continue
-            payload = GoalPayload.model_validate(outcome.suspended.payload)
-            given = (answer.data or {}).get("maxRuns")
-            if given is not None:
-                budget = int(given)
-            elif payload.max_runs_reached:
-                budget = payload.iteration + goal.max_runs
-        return budget
-
-    def _answer_to(self, field: str) -> Answer | None:
-        entry = self._entries.get(ledger.answer_to(field))
-        return None if entry is None else Answer.model_validate_json(entry)
-
-    def _before(self, name: str) -> Iterator[tuple[str, ledger.Outcome]]:
-        """The verdicts of a name, or of names that begin so, in the order in which they were given."""
-        fields = [field for field in self._entries if field.partition(":")[2].startswith(ledger.judgement(name))]
-        for field in sorted((field for field in fields if not ledger.is_answer(field)), key=ledger.order):
-            outcome = ledger.decode(self._entries[field])
-            if outcome is not None:
-                yield field, outcome
-
     def _context(self, messages: Sequence[ModelMessage], iteration: int = 1) -> JudgeContext:
         info = self._info
         return JudgeContext(
@@ -300,41 +215,17 @@ class Judgement:
             threads=self._threads,
         )
 
-    def _known(self, step: int, name: str, round_: int = 0) -> ledger.Outcome | None:
-        entry = self._entries.get(ledger.key(step, ledger.judgement(name), round_))
-        return None if entry is None else ledger.decode(entry)
-
     def _keep_guarded(
         self, step: int, kept: str, guardrail: str, said: Tripwire | None, **fields: Any
     ) -> ledger.Outcome:
         if said is None:
             outcome = ledger.Outcome(value=None)
-            self._keep(step, kept, outcome)
+            self._verdicts.keep(step, kept, outcome)
             return outcome
         told = {**said.to_json(), "processorId": guardrail}
-        outcome = ledger.Outcome(value=_text(told))
-        self._keep(step, kept, outcome, TripwireChunk(payload=TripwirePayload(**told, **fields)))
+        outcome = ledger.Outcome(value=to_text(told))
+        self._verdicts.keep(step, kept, outcome, TripwireChunk(payload=TripwirePayload(**told, **fields)))
         return outcome
-
-    def _keep(
-        self,
-        step: int,
-        name: str,
-        outcome: ledger.Outcome,
-        chunk: Chunk | None = None,
-        *,
-        round_: int = 0,
-        waiting: Waiting | None = None,
-    ) -> None:
-        """Store a verdict, with its chunk."""
-        field, value = ledger.key(step, ledger.judgement(name), round_), ledger.encode(outcome)
-        self._entries[field] = value
-        note = Note(field=field, value=value, waiting=waiting)
-        if chunk is None:
-            self._writer.note(note)
-        else:
-            self._writer.write(chunk, note)
-        self._got_on()
 
 
 class Judging(AbstractCapability[Any]):
@@ -359,11 +250,3 @@ class Judging(AbstractCapability[Any]):
             if request is not None:
                 return ModelRequestNode(request=request)
         return following
-
-
-def _dump(payload: P) -> str:
-    return _text(payload.model_dump(mode="json", by_alias=True, exclude_unset=True))
-
-
-def _text(value: Json) -> str:
-    return orjson.dumps(without_surrogates(value)).decode()

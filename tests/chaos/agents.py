@@ -17,7 +17,7 @@ from pydantic_ai import Agent, BinaryContent, ModelRetry, RunContext, Tool, Tool
 from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, ToolReturnPart, UserPromptPart
 from pydantic_ai.models.function import AgentInfo, DeltaThinkingPart, DeltaToolCall, FunctionModel
 
-from durable import create_evented_agent, tool_context
+from durable import Goal, GoalVerdict, JudgeContext, TaskCompletion, Tripwire, create_evented_agent, tool_context
 from tests.chaos.effects import Effect, note
 
 Piece = str | dict[int, DeltaToolCall] | dict[int, DeltaThinkingPart]
@@ -305,3 +305,43 @@ def _talking(messages: list[ModelMessage]) -> Sequence[Piece]:
 
 
 talker = create_evented_agent(Agent(scripted(_talking), name="talker", tools=[fetch]))
+# Judged by all that may judge a run.
+
+
+def admit(ctx: JudgeContext, _: Sequence[ModelMessage]) -> None:
+    """An input guardrail that lets everything pass."""
+    note(Effect("input-guardrail", "1", ctx.attempt))
+
+
+async def second_draft(ctx: JudgeContext, output: str) -> bool:
+    """A scorer that is content with the second draft."""
+    note(Effect("scorer", str(ctx.iteration), ctx.attempt))
+    return output != "draft 1"
+
+
+async def third_draft(ctx: JudgeContext, _: str, output: str) -> GoalVerdict:
+    """A judge that wants the third one, and first of all asks somebody if the prompt says so."""
+    note(Effect("goal", str(ctx.iteration), ctx.attempt))
+    if ctx.iteration == 1 and prompt_of(list(ctx.messages)) == "wait":
+        return GoalVerdict(status="waiting", reason="really?")
+    return GoalVerdict(status="done" if output == "draft 3" else "continue", reason=f"{output} was read")
+
+
+async def give_out(ctx: JudgeContext, output: str) -> Tripwire | None:
+    """An output guardrail that stops what the prompt tells it to."""
+    note(Effect("output-guardrail", "1", ctx.attempt))
+    return Tripwire(f"{output} is stopped") if prompt_of(list(ctx.messages)) == "stop" else None
+
+
+def _drafting(messages: list[ModelMessage]) -> Sequence[Piece]:
+    number = requests(messages)
+    return ["draft ", str(number)] if number else calling(("fetch", "c1", {"n": 1}))
+
+
+judged = create_evented_agent(
+    Agent(scripted(_drafting), name="judged", tools=[fetch]),
+    input_guardrails=[admit],
+    output_guardrails=[give_out],
+    completion=TaskCompletion([second_draft]),
+    goal=Goal("three drafts", third_draft),
+)

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from durable.chunks import Chunk, StepStart
+from durable.chunks import Chunk
 from durable.fold import void_range
 
 _OUTCOMES: Final = frozenset({"tool-result", "tool-error"})
 _DELTAS: Final = {"text-delta": "text", "reasoning-delta": "text", "tool-call-delta": "argsTextDelta"}
-_OWN: Final = frozenset({"startedAt", "messageId", "timestamp", "id", "void"})
+_OWN: Final = frozenset({"startedAt", "messageId", "timestamp", "id", "void", "duration"})
 _WAITS: Final = ("tool-call-approval", "tool-call-suspended", "tool-call-decided", "tool-output-denied")
 _ANY_ORDER: Final = ("tool-call", *sorted(_OUTCOMES), *_WAITS)
 
@@ -51,7 +51,7 @@ def counted(chunks: Sequence[Chunk], kind: str) -> list[str]:
 
 
 def _void(chunks: Sequence[Chunk]) -> set[int]:
-    ranges = [found for chunk in chunks if isinstance(chunk, StepStart) and (found := void_range(chunk))]
+    ranges = [found for chunk in chunks if (found := void_range(chunk))]
     return {seq for found in ranges for seq in range(found.from_, found.to + 1)}
 
 

@@ -31,7 +31,7 @@ from durable import (
 )
 from durable.chunks import GoalChunk, GoalPayload
 from durable.doctor import Doctor
-from durable.errors import ConfigurationError, InvalidRequest, RunFailed
+from durable.errors import ConfigurationError, InvalidRequest, RunEnded, RunFailed
 from durable.settings import Settings
 from durable.store import Store
 from tests.conftest import eventually
@@ -79,7 +79,7 @@ def model(*, tools: bool = False) -> FunctionModel:
 
 @pytest.fixture(params=[False, True], ids=["on end", "by steps"])
 def connected(request: pytest.FixtureRequest, settings: Settings, store: Store) -> Connected:
-    """Connects agents whose runs go on to the end, or are given back after each step and rebuilt from the store."""
+    """Connects agents whose runs go on to the end, or are given back after each step."""
     chosen = settings.model_copy(update={"always_resume": settings.always_resume or request.param})
 
     @asynccontextmanager
@@ -465,12 +465,15 @@ async def test_a_goal_whose_budget_is_used_up_is_paused_and_may_be_given_more(
     assert of(chunks, "goal")[-1].max_runs == budget
 
 
-async def test_a_paused_goal_may_be_cancelled_and_the_run_be_retried(connected: Connected) -> None:
+async def test_a_paused_goal_may_be_cancelled(connected: Connected) -> None:
     async with connected(goal=Goal("a car", waiting)) as agent:
         handle = await agent.stream("write")
-        await paused(handle)
+        paused_goal = await paused(handle)
         await handle.cancel()
-        assert (await handle.status()).status == "cancelled"
+        with pytest.raises(RunEnded):
+            await handle.resume(paused_goal.tool_call_id or "")
+        view = await handle.status()
+    assert (view.status, view.pending) == ("cancelled", None)
 
 
 async def test_the_task_is_complete_before_the_goal_is_judged(connected: Connected) -> None:

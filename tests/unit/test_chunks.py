@@ -109,7 +109,7 @@ def _of(kind: Any) -> st.SearchStrategy[Any]:
         case origin if origin is dict:
             return st.dictionaries(texts, values, max_size=3)
         case origin if origin is list:
-            return st.lists(values, max_size=3)
+            return st.lists(_of(get_args(kind)[0]), max_size=3)
         case _:  # a union
             return st.one_of([_of(item) for item in get_args(kind)])
 

@@ -256,3 +256,21 @@ def test_the_example_of_a_budget_runs(capsys: pytest.CaptureFixture[str]) -> Non
     exec(compile(code, "budgeted.py", "exec", dont_inherit=True), {"__name__": "budgeted", "asyncio": asyncio})  # noqa: S102
 
     assert re.fullmatch(r'used \d+ of 20\n\{"len":\d+\}\n', capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("guarded.py", ["tripwire {'reason': 'The message holds a card number.'", "'processorId': 'no_card_numbers'"]),
+        ("scored.py", ["1 False has_a_source: There is no link to a source.", "3 False", "max_iterations"]),
+        ("pursued.py", ["goal_paused Which colour?", "success (no tool calls)"]),
+    ],
+)
+def test_the_examples_of_the_guardrails_page_run(
+    name: str, said: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = [code for code in blocks(page("guardrails.md"), "python") if code.startswith(f"# {name}\n")]
+    exec(compile(code, name, "exec", dont_inherit=True), {"__name__": name.removesuffix(".py")})  # noqa: S102  our own page
+
+    told = capsys.readouterr().out
+    assert [words for words in said if words not in told] == []
