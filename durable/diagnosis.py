@@ -35,7 +35,13 @@ _EXPIRES: Final[dict[OnExpiry, str]] = {
     "cancel": "the run is cancelled",
 }
 _UNITS: Final = {"max_tokens": ("tokens", "--max-tokens"), "max_seconds": ("seconds", "--max-seconds")}
-_LIMITS: Final = {"max_steps": " The step limit ended it.", BUDGET_REACHED: " A budget ended it."}
+_SPECIAL_ENDS: Final = {
+    "max_steps": " The step limit ended it.",
+    BUDGET_REACHED: " A budget ended it.",
+    "tripwire": " A guardrail stopped it.",
+    "max_iterations": " Its scorers never passed.",
+    "goal_stopped": " Its goal was given up.",
+}
 _NOBODY_LOOKS: Final = "Nobody looks for lost runs until a worker starts."
 
 
@@ -267,7 +273,7 @@ def _ended(found: Circumstances) -> _Findings:
             facts.append(_fact("retry", "A retry starts a new run from its last checkpoint."))
             return "cancelled", "It was cancelled.", facts
         case _:
-            return "completed", f"It completed.{_LIMITS.get(view.reason or '', '')}", facts
+            return "completed", f"It completed.{_SPECIAL_ENDS.get(view.reason or '', '')}", facts
 
 
 def _pending(found: Circumstances) -> list[Fact]:

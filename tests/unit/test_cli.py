@@ -445,6 +445,28 @@ def test_a_call_that_waits_says_how_to_answer_it(capsys: pytest.CaptureFixture[s
     ]
 
 
+def test_verdicts_are_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    judged = {"iteration": 1, "results": [], "duration": 0, "timedOut": False, "suppressFeedback": False}
+    task = {**judged, "maxIterationReached": False}
+    goal = {**judged, "objective": "a car", "maxRuns": 5, "passed": False, "maxRunsReached": False}
+    stopped = {"reason": "a secret", "processorId": "no_secrets"}
+    lines = transcript(
+        capsys,
+        ("is-task-complete", {**task, "passed": False, "reason": "length: too\nlong"}, 1),
+        ("is-task-complete", {**task, "passed": True}, 1),
+        ("goal", {**goal, "status": "paused", "pausedReason": "which colour?"}, 1),
+        ("tripwire", stopped, 1),
+        ("tripwire", {**stopped, "void": {"from": 1, "to": 2}}, 1),
+    )
+    assert lines == [
+        "◇ the task is not complete: length: too long",
+        "◇ the task is complete",
+        "◇ the goal is paused: which colour?",
+        "✗ stopped by no_secrets: a secret",
+        "✗ stopped by no_secrets: a secret; what the model said last no longer counts",
+    ]
+
+
 def test_a_torn_response_is_announced_as_void(capsys: pytest.CaptureFixture[str]) -> None:
     lines = transcript(
         capsys,

@@ -116,6 +116,23 @@ def test_a_torn_call_that_comes_again_is_told_afresh() -> None:
     assert (log.folded.calls["c"].args_text, log.folded.calls["c"].seq) == ('{"a":1}', call - 1)
 
 
+def test_an_output_that_a_guardrail_stopped_does_not_count_but_its_tools_do() -> None:
+    log = Log()
+    log.step()
+    log.text("kept. ")
+    start = log.step()
+    log.text("stopped")
+    log.call("tool", {"a": 1})
+    log.call("output", {"text": "stopped"})
+    log.result("tool", 3)
+    end = log.result("output", "Final result processed.")
+    log.add(
+        "tripwire",
+        {"reason": "no", "processorId": "g", "void": {"from": start, "to": end}, "withheld": ["output"]},
+    )
+    assert (log.folded.text, log.folded.steps, list(log.folded.calls)) == ("kept. ", 1, ["tool"])
+
+
 def test_sources_and_files_of_a_torn_response_do_not_count() -> None:
     log = Log()
     start = log.add("source", {"id": "s", "sourceType": "url", "title": "S", "url": "http://localhost/"})
