@@ -486,6 +486,32 @@ async def test_the_task_is_complete_before_the_goal_is_judged(connected: Connect
     assert order == ["is-task-complete"] * 3 + ["goal"]
 
 
+async def hang(ctx: JudgeContext, *_: Any) -> Any:
+    ctx.deps.set()
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"input_guardrails": [hang]},
+        {"output_guardrails": [hang]},
+        {"completion": TaskCompletion([hang])},
+        {"goal": Goal("a car", hang)},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+async def test_a_run_that_is_being_judged_can_be_cancelled(connected: Connected, options: dict[str, Any]) -> None:
+    judging = asyncio.Event()
+    async with connected(deps_factory=lambda _: judging, **options) as agent:
+        handle = await agent.stream("write")
+        async with asyncio.timeout(15):
+            await judging.wait()
+        await handle.cancel()
+        chunks = await end(handle)
+    assert [chunk.type for chunk in chunks][-2:] == ["abort", "finish"]
+
+
 # Configuration
 
 
