@@ -14,9 +14,9 @@ import time
 from collections.abc import AsyncIterator
 from typing import Final
 
-from pydantic_ai import Agent
+from pydantic_ai import Agent, Tool
 from pydantic_ai.messages import ModelMessage, UserPromptPart
-from pydantic_ai.models.function import AgentInfo, FunctionModel
+from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
 
 from durable import create_durable_agent, create_evented_agent
 
@@ -45,4 +45,22 @@ def _last_prompt(messages: list[ModelMessage]) -> str:
 
 
 in_worker = create_evented_agent(Agent(FunctionModel(stream_function=speak), name="in-worker"))
+
+
+async def ask(messages: list[ModelMessage], _info: AgentInfo) -> AsyncIterator[str | DeltaToolCalls]:
+    """A model that pays, once somebody has approved it."""
+    if len(messages) > 1:
+        yield "paid"
+    else:
+        yield {0: DeltaToolCall(name="pay", json_args='{"amount":500}', tool_call_id="c1")}
+
+
+async def pay(amount: int) -> str:
+    """Pay."""
+    return f"paid {amount}"
+
+
+asking = create_evented_agent(
+    Agent(FunctionModel(stream_function=ask), name="asking", tools=[Tool(pay, requires_approval=True)])
+)
 in_process = create_durable_agent(Agent(FunctionModel(stream_function=speak), name="in-process"))

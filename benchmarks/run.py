@@ -12,7 +12,7 @@ import orjson
 import typer
 from rich.console import Console
 
-from benchmarks import cpu_per_chunk, durability, fan_out, first_chunk, replay, resume, submit, takeover
+from benchmarks import cpu_per_chunk, decisions, durability, fan_out, first_chunk, replay, resume, submit, takeover
 from benchmarks.figures import Report
 from durable.errors import ConfigurationError
 
@@ -31,6 +31,7 @@ BENCHMARKS: Final[dict[str, Benchmark]] = {
     "cpu_per_chunk": cpu_per_chunk.measure,
     "durability": durability.measure,
     "resume": resume.measure,
+    "decisions": decisions.measure,
     "takeover": takeover.measure,
 }
 

@@ -21,6 +21,7 @@ TITLES = {
     "cpu_per_chunk": ["CPU per chunk", "Where the CPU time goes, flush 0", "Memory of Redis per chunk, flush 0"],
     "durability": ["Cost of durability"],
     "resume": ["Resume"],
+    "decisions": ["Decisions", "Memory of runs that wait"],
     "takeover": ["Takeover"],
 }
 

@@ -1,0 +1,143 @@
+"""How long after a decision does a run go on, and after a cancel does it end; and what does waiting cost?"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import Any, Final
+
+import uvloop
+
+from benchmarks.agents import asking, in_worker, prompt
+from benchmarks.figures import Cell, Report, percentile
+from benchmarks.system import AGENTS, System
+from benchmarks.wire import Connection, Stream, follow, post
+from durable.backend import Backend
+from durable.decisions import Answer
+from durable.store import Store
+
+AIM_MS: Final = 150
+COLUMNS: Final = ("from → to", "runs", "p50 ms", "p95 ms", "aim p95 ms")
+NOTES: Final = (
+    "One run at a time, a worker with free slots. The process that measures decides, as an API server does.",
+    "The first chunk of the resumed run is the approved tool's result.",
+)
+MEMORY_COLUMNS: Final = ("runs that wait", "Redis bytes", "bytes a run", "leases", "wake-ups")
+
+
+def measure(*, quick: bool = False) -> list[Report]:
+    """Ask."""
+    with System() as system:
+        system.start_server(AGENTS)
+        system.start_worker()
+        return uvloop.run(_measure(system, 5 if quick else 150, 50 if quick else 10_000))
+
+
+async def _measure(system: System, runs: int, waiting: int) -> list[Report]:
+    settings = system.settings()
+    async with Backend(Store.of(settings), settings) as backend:
+        decided, suspended, speaking = list[float](), list[float](), list[float]()
+        for number in range(-3, runs):
+            times = await _decided(system, backend), await _cancelled(system, backend), await _stopped(system, backend)
+            if number >= 0:  # connections and caches fill
+                for found, milliseconds in zip((decided, suspended, speaking), times, strict=True):
+                    found.append(milliseconds)
+        rows: list[tuple[Cell, ...]] = [
+            (name, runs, percentile(found, 50), percentile(found, 95), aim)
+            for name, found, aim in (
+                ("decision → first chunk of the resumed run", decided, AIM_MS),
+                ("cancel → final chunk, of a run that waits", suspended, None),
+                ("cancel → final chunk, of a model that speaks", speaking, 250),
+            )
+        ]
+        memory = Report("Memory of runs that wait", MEMORY_COLUMNS, [await _memory(system, backend, waiting)])
+    return [Report("Decisions", COLUMNS, rows, NOTES), memory]
+
+
+class _Followed:
+    """A run, and when its observer heard something."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        self._heard = bytearray()
+        self._at: list[tuple[int, int]] = []
+        self._changed = asyncio.Event()
+        self.stream = Stream(follow(run_id), self._hear)
+
+    async def heard(self, what: bytes) -> int:
+        """When a text was there as a whole."""
+        async with asyncio.timeout(30):
+            while (place := self._heard.find(what)) < 0:
+                self._changed.clear()
+                await self._changed.wait()
+        return next(at for at, length in self._at if length >= place + len(what))
+
+    def _hear(self, at: int, data: bytes) -> None:
+        self._heard += data
+        self._at.append((at, len(self._heard)))
+        self._changed.set()
+
+
+async def _submitted(system: System, agent: str, order: str) -> str:
+    connection = await Connection.open(system.port)
+    status, answer = await connection.ask(post(f"/v1/agents/{agent}/runs", json.dumps({"prompt": order}).encode()))
+    connection.close()
+    if status != 202:
+        raise RuntimeError(f"the server answered {status}")
+    return str(json.loads(answer)["runId"])
+
+
+async def _followed(system: System, agent: str, order: str) -> _Followed:
+    run = _Followed(await _submitted(system, agent, order))
+    await run.stream.open(system.port)
+    return run
+
+
+async def _suspended(system: System, backend: Backend) -> _Followed:
+    run = await _followed(system, asking.name, "pay")
+    async with asyncio.timeout(30):
+        while (await backend.runs.get(run.run_id)).status != "suspended":  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.005)
+    return run
+
+
+async def _decided(system: System, backend: Backend) -> float:
+    run = await _suspended(system, backend)
+    begun = time.monotonic_ns()
+    await backend.decide(run.run_id, "c1", Answer(kind="approve", actor="bench"))
+    milliseconds = (await run.heard(b'"attempt":2') - begun) / 1e6
+    await run.stream.ended.wait()
+    return milliseconds
+
+
+async def _cancelled(system: System, backend: Backend) -> float:
+    return await _cancel(backend, await _suspended(system, backend))
+
+
+async def _stopped(system: System, backend: Backend) -> float:
+    run = await _followed(system, in_worker.name, prompt(deltas=10_000, pause_ms=20))
+    await run.heard(b"said @")
+    return await _cancel(backend, run)
+
+
+async def _cancel(backend: Backend, run: _Followed) -> float:
+    begun = time.monotonic_ns()
+    await backend.runs.cancel(run.run_id)
+    return (await run.heard(b'"final":true') - begun) / 1e6
+
+
+async def _memory(system: System, backend: Backend, count: int) -> tuple[Cell, ...]:
+    redis, keys = backend.store.redis, backend.store.keys
+    before = await _used(redis)
+    for start in range(0, count, 50):
+        await asyncio.gather(*(_submitted(system, asking.name, "pay") for _ in range(start, min(start + 50, count))))
+    async with asyncio.timeout(900):
+        while await redis.zcard(keys.runs(status="suspended")) < count:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.1)
+    used = await _used(redis) - before
+    return count, used, used / count, await redis.zcard(keys.leases), await redis.zcard(keys.wakeups)
+
+
+async def _used(redis: Any) -> int:
+    return int((await redis.info("memory"))["used_memory"])
