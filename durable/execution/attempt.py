@@ -195,6 +195,11 @@ class Attempt:
                 return await self._after(raised)
             except LeaseLost:
                 return Outcome.LOST
+            except asyncio.CancelledError:
+                # The run has ended, or waits, and the lease went with that: a renewal noticed before its answer came.
+                if not self._was_lost():
+                    raise
+                return Outcome.LOST
 
     async def _after(self, raised: BaseException) -> Outcome:
         """What the attempt ends with, after something was raised."""
@@ -251,6 +256,10 @@ class Attempt:
             raise asyncio.CancelledError  # the agent's own code has swallowed the one that stopped it
         if (self._yielding and not ending) or (advanced and self._settings.always_resume):
             raise HandOver
+
+    def _was_lost(self) -> bool:
+        """Whether the attempt was stopped because its lease is gone."""
+        return self._stopped_by is Stop.LOST
 
     def _stray(self) -> bool:
         """Whether a cancellation is nobody's: the agent's own code has raised it."""
