@@ -113,6 +113,8 @@ class LogReview:
         if kind not in _OF_CALLS or self._step is None or payload.get("providerExecuted"):
             return
         call = ledger.key(self._step, payload["toolCallId"])
+        if ledger.is_judgement(call):
+            return  # a goal that was paused: no tool was called
         if kind in _OUTCOMES:
             if call in self.outcomes:
                 yield self._finding("outcome", f"Chunk {seq} is another outcome of the call {call}.")
