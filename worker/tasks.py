@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import logging
+from typing import Any, Final, Protocol
 
 from celery import Celery, Task
 from celery.exceptions import Ignore
 
 from durable.dispatch import EXECUTE
 from durable.execution import Outcome
+
+_TRACE: Final = logging.getLogger("celery.app.trace")
+
+
+def reworded(record: logging.LogRecord) -> bool:
+    """A filter of Celery's log that drops nothing. Of a run that has not completed Celery would say that its task was
+    ignored, as if nobody had executed it."""
+    if isinstance(record.args, dict) and record.args.get("description") == "ignored":
+        record.args = {**record.args, "description": "ended: its run did not complete"}
+    return True
 
 
 class RunHost(Protocol):
@@ -24,8 +35,9 @@ def register(app: Celery, host: Any) -> None:
         app: Celery's app.
         host: Gives the `RunHost` of this process.
     """
+    _TRACE.addFilter(reworded)
 
-    @app.task(name=EXECUTE, bind=True, max_retries=0, ignore_result=True)
+    @app.task(name=EXECUTE, shared=False, bind=True, max_retries=0, ignore_result=True)
     def execute(self: Task[Any, Any], run_id: str) -> str:
         """Execute a run. A message for a run that is not to be executed here and now does nothing."""
         runs: RunHost = host()

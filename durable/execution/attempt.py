@@ -223,7 +223,8 @@ class Attempt:
     async def _fail(self, raised: BaseException) -> Outcome:
         """End the run as failed, or put it off if its model's provider may answer later."""
         reason = self._turn.reason(raised)
-        log.warning("run %s failed: %s at %s", self.run_id, type(reason).__name__, places(reason))
+        place = places(reason)  # none for what was not raised here, as a recorded failure of a tool
+        log.warning("run %s failed: %s%s", self.run_id, type(reason).__name__, f" at {place}" if place else "")
         used = 0 if self._turn.advanced else self._record.retries_used
         self.postponed = postponement(reason, retries=self._retries, used=used)
         if self.postponed is not None:

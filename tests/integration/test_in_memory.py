@@ -12,6 +12,7 @@ from pydantic_ai import Agent
 from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.messages import ModelMessage
 from pydantic_ai.models.function import AgentInfo, FunctionModel
+from pydantic_ai.models.test import TestModel
 
 from durable import create_durable_agent
 from durable.errors import StoreUnavailable
@@ -36,6 +37,18 @@ async def test_a_run_in_memory_is_tried_again_when_its_provider_failed() -> None
 
     assert result.output == "here again"
     assert len(asked) == 2
+
+
+async def test_the_log_names_no_place_for_a_tools_failure_that_was_told_with_its_own(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def broken() -> str:
+        raise ValueError
+
+    async with create_durable_agent(Agent(TestModel(), name="memory", tools=[broken])) as agent:
+        handle = await agent.stream("Hi")
+        assert [chunk.type async for chunk in handle][-1] == "finish"
+    assert f"run {handle.run_id} failed: ToolFailure" in caplog.messages
 
 
 async def test_leaving_the_agent_closes_all_that_it_opened() -> None:
