@@ -153,10 +153,21 @@ class Announcements:
         Raises:
             StoreUnavailable: Redis does not answer.
         """
+        return [agents for agents, _ in await self._live()]
+
+    async def silences(self, agent: str) -> list[float]:
+        """For each live worker that serves the agent, the seconds since it last showed itself.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        return [silence for agents, silence in await self._live() if agent in agents]
+
+    async def _live(self) -> list[tuple[list[str], float]]:
         now = await self._now()
         async with self._store.guard():
-            members: Any = await self._store.redis.zrangebyscore(self._store.keys.workers, now, "+inf")
-        return [json.loads(member)[1] for member in members]
+            members: Any = await self._store.redis.zrangebyscore(self._store.keys.workers, now, "+inf", withscores=True)
+        return [(json.loads(member)[1], max(0.0, now + LIVENESS_SECONDS - until)) for member, until in members]
 
     async def _now(self) -> float:
         """The store's own clock, in seconds."""

@@ -42,6 +42,8 @@ _SPECIAL_ENDS: Final = {
     "max_iterations": " Its scorers never passed.",
     "goal_stopped": " Its goal was given up.",
 }
+# Workers show themselves every 2.5 seconds, or more often.
+_SILENT_SECONDS: Final = 4.0
 _NOBODY_LOOKS: Final = "Nobody looks for lost runs until a worker starts."
 
 
@@ -53,6 +55,7 @@ class Circumstances:
         record: The run.
         now: The store's clock.
         workers: Live workers that serve its agent.
+        silences: For each of them that has not shown itself for longer than usual, for how many seconds.
         lease_until: Until when the lease of its newest attempt holds; None without a lease.
         wakeup_at: When a wake-up that is lost is repeated; None without one.
         ahead: Older queued runs of the same queue, counted up to a limit.
@@ -65,6 +68,7 @@ class Circumstances:
     record: RunRecord
     now: int
     workers: int = 0
+    silences: Sequence[float] = ()
     lease_until: int | None = None
     wakeup_at: int | None = None
     ahead: int = 0
@@ -129,10 +133,12 @@ async def examine(
         token, record = record.token, RunRecord(run_id, {text(name): value for name, value in fields.items()})
         if record.token == token:
             break  # else the lease is that of an attempt before
+    silences = await announcements.silences(record.agent)
     return Circumstances(
         record,
         now=int(seconds) * 1000 + int(micros) // 1000,
-        workers=sum(1 for agents in await announcements.workers() if record.agent in agents),
+        workers=len(silences),
+        silences=[silence for silence in silences if silence > _SILENT_SECONDS],
         lease_until=None if lease is None else int(lease),
         wakeup_at=None if wakeup is None else int(wakeup),
         ahead=await _ahead(store, record) if record.status is RunStatus.QUEUED else 0,
@@ -307,7 +313,9 @@ def _workers(found: Circumstances) -> Fact:
         words = f"Workers that served {agent!r} a moment ago: {count}."
         return _fact("workers", words, count=count)
     if count:
-        return _fact("workers", f"Live workers that serve {agent!r}: {count}.", count=count)
+        silent = ", ".join(f"one was silent for {seconds:.0f} s" for seconds in found.silences)
+        words = f"Live workers that serve {agent!r}: {count}{f' ({silent})' if silent else ''}."
+        return _fact("workers", words, count=count)
     if found.record.fields.get("kind") == b"durable":
         words = f"No worker serves {agent!r}; the process that took the request executes it, if it lives."
         return _fact("workers", words, count=0)
@@ -344,6 +352,8 @@ def _attempts(found: Circumstances) -> list[Fact]:
     if record.token:
         claims = record.claims
         words = f"Attempts so far: {record.token}; without progress: {claims} of at most {found.max_attempts}."
+        if record.status.ended:
+            words = f"Attempts: {record.token}."
         facts.append(
             _fact("attempts", words, attempt=record.token, withoutProgress=claims, maxAttempts=found.max_attempts)
         )

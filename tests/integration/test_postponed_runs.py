@@ -39,6 +39,17 @@ async def circumstances(bench: Workbench, run_id: str) -> Circumstances:
     return await examine(bench.store, bench.runs, Announcements(bench.store), bench.settings, run_id)
 
 
+async def test_a_worker_that_fell_silent_is_told_from_one_that_has_just_shown_itself(bench: Workbench) -> None:
+    run_id = await bench.create()
+    agent = (await bench.runs.get(run_id)).agent
+    for worker in ("silent", "busy"):
+        await Announcements(bench.store).show(worker, [agent])
+    [member] = [each async for each, _ in bench.store.redis.zscan_iter(bench.store.keys.workers, "*silent*")]
+    await bench.store.redis.zincrby(bench.store.keys.workers, -6, member)
+    found = await circumstances(bench, run_id)
+    assert (found.workers, [round(silence) for silence in found.silences]) == (2, [6])
+
+
 async def test_nobody_claims_a_run_before_its_time(bench: Workbench) -> None:
     run_id = await postponed(bench, 60)
     for _ in range(3):

@@ -94,6 +94,11 @@ def test_a_running_run_tells_who_holds_it_and_until_when() -> None:
     assert facts["progress"] == "Its log has 9 chunks; its last checkpoint is at 5."
 
 
+def test_a_live_worker_that_has_fallen_silent_is_told() -> None:
+    _, facts = told(RUNNING, lease_until=NOW + 5000, silences=[6.2])
+    assert facts["workers"] == "Live workers that serve 'weather': 2 (one was silent for 6 s)."
+
+
 @pytest.mark.parametrize(("until", "words"), [(NOW - 2500, "ran out at 2026-11-24T07:59:57.500Z"), (None, "is gone")])
 def test_a_lost_lease_tells_since_when(until: int | None, words: str) -> None:
     found, facts = told(RUNNING, lease_until=until)
@@ -192,7 +197,7 @@ def test_an_ended_run_tells_how() -> None:
     found, facts = told({"status": "failed", "error": error, "finishedAt": NOW - 1000, "token": 6, "claims": 6})
     assert (found.reason, found.summary) == ("failed", "It failed: attempts_exhausted.")
     assert facts["error"] == "attempts_exhausted: Lost each time."
-    assert facts["attempts"] == "Attempts so far: 6; without progress: 6 of at most 5."
+    assert facts["attempts"] == "Attempts: 6."
     assert "retry" in facts
     found, facts = told({"status": "completed", "reason": "max_steps", "finishedAt": NOW})
     assert found.summary == "It completed. The step limit ended it."
