@@ -109,6 +109,13 @@ async def test_the_almanac_looks_each_month_up_once_and_tells_it(monkeypatch: py
     assert text.endswith("In December it is usually -1.8 °C in Oslo. ")
 
 
+async def test_the_almanac_names_the_cities_that_it_knows_when_asked_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(almanac, "SECONDS_A_WORD", 0)
+    async with create_durable_agent(almanac.agent) as durable:
+        result = await durable.generate("hello")
+    assert result.output == "I know Basel, Lisbon, Nairobi, Oslo, Singapore, Sydney. Ask me for one of them."
+
+
 async def test_the_offline_script_answers_a_question_without_a_city() -> None:
     durable = create_durable_agent(agent)
     with agent.override(model=offline_model()):
