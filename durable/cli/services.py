@@ -54,14 +54,16 @@ def with_defaults(args: list[str]) -> list[str]:
     return [*name, *level, *args]
 
 
-def worker(context: typer.Context) -> None:
+def worker(
+    context: typer.Context, *, quiet: Annotated[bool, typer.Option("--quiet", help="Without Celery's banner.")] = False
+) -> None:
     """Start a worker. All further options are Celery's, for example --concurrency 50 --loglevel warning."""
     with reporting():
         settings_with()
         use_working_folder()
         celery_app = load_part("worker", "app").app
         try:
-            celery_app.worker_main(["worker", *with_defaults(context.args)])
+            celery_app.worker_main([*(["--quiet"] if quiet else []), "worker", *with_defaults(context.args)])
         except click.ClickException as error:  # Celery's parser, which leaves it to us
             error.show()
             raise typer.Exit(Exit.USAGE) from None
@@ -72,10 +74,12 @@ def api(
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Listen on this port. (default: DURABLE_PORT)")
     ] = None,
+    *,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Log only requests that failed.")] = False,
 ) -> None:
     """Start the HTTP API."""
     with reporting():
         settings = settings_with(host=host, port=port)
         _ = settings.store_url  # without one it ends here, in one line
         use_working_folder()
-        load_part("api", "server").serve(settings)
+        load_part("api", "server").serve(settings, quiet=quiet)

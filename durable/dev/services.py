@@ -22,6 +22,7 @@ from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
 
+from durable.agents import check_agents
 from durable.dev.ports import LOOPBACK, free_port_near
 from durable.dev.redis_server import PrivateRedis
 from durable.dev.stack import Service, Stack, StopRequested
@@ -120,7 +121,14 @@ def api_address(host: str, port: int) -> str:
     return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
 
 
-def dev(settings: Settings, *, workers: int = 1, flower: bool = True, output: TextIO | None = None) -> int:
+def dev(
+    settings: Settings,
+    *,
+    workers: int = 1,
+    flower: bool = True,
+    verbose: bool = False,
+    output: TextIO | None = None,
+) -> int:
     """Run Redis, workers, the API and Flower in this terminal until Ctrl-C.
 
     Redis is the one of `settings.redis_url`, else a private one whose data stay in `.durable/` of the working
@@ -132,6 +140,7 @@ def dev(settings: Settings, *, workers: int = 1, flower: bool = True, output: Te
         settings: What the services get; agents, host, port and grace time come from here.
         workers: How many worker processes.
         flower: Start Flower if it is installed.
+        verbose: Also show every request to the API, and the banners of Celery.
         output: Where all lines go; standard output by default.
 
     Returns:
@@ -139,17 +148,18 @@ def dev(settings: Settings, *, workers: int = 1, flower: bool = True, output: Te
         again; only one that does so again and again counts.
 
     Raises:
-        ConfigurationError: No agents are named, or a service could not be started.
+        ConfigurationError: No agents are named, they can't be imported, or a service could not be started.
     """
     if not settings.agents:
         raise ConfigurationError("There is nothing to execute: set DURABLE_AGENTS=package.module first.")
+    check_agents(settings.agents)  # before anything is started, or made in the user's folder
     console = Console(file=output, highlight=False)
     with contextlib.ExitStack() as cleanup:
         stack = Stack(output, handle_signals=True)
         redis_url, where = _redis(settings, cleanup, stack)  # first to start, hence last to stop
         cleanup.enter_context(stack)
         with contextlib.suppress(StopRequested):
-            rows = _start_all(stack, settings, redis_url, workers=workers, flower=flower)
+            rows = _start_all(stack, settings, redis_url, workers=workers, flower=flower, verbose=verbose)
             _announce(console, settings, {**rows, "Redis": where})
             return stack.run_forever()
         return 0
@@ -166,15 +176,18 @@ def _redis(settings: Settings, cleanup: contextlib.ExitStack, stack: Stack) -> t
     return server.url, f"{server.url} (private, data and log in {server.data_dir})"
 
 
-def _start_all(stack: Stack, settings: Settings, redis_url: str, *, workers: int, flower: bool) -> dict[str, str]:
+def _start_all(
+    stack: Stack, settings: Settings, redis_url: str, *, workers: int, flower: bool, verbose: bool
+) -> dict[str, str]:
     """Start the services; give what to show of them, by title."""
-    common = _environment(settings)
+    common, options = _environment(settings), () if verbose else ("--quiet",)
     host, port = settings.host, free_port_near(settings.port, settings.host)
     address = api_address(host, port)
     _say_if_moved(stack, "api", settings.port, port)
-    stack.start(api_service(redis_url, host=host, port=port, agents=settings.agents, env=common))
+    api = api_service(redis_url, host=host, port=port, agents=settings.agents, env=common)
+    stack.start(dataclasses.replace(api, argv=(*api.argv, *options)))
     rows = {"API": address, "API docs": f"{address}/docs"}
-    started = [stack.start(service) for service in _worker_services(settings, redis_url, address, workers)]
+    started = [stack.start(service) for service in _worker_services(settings, redis_url, address, workers, options)]
     rows["Workers"] = ", ".join(f"{child.name} (pid {child.pid})" for child in started)
     if flower and has_flower():
         flower_port = free_port_near(FLOWER_PORT)
@@ -186,7 +199,9 @@ def _start_all(stack: Stack, settings: Settings, redis_url: str, *, workers: int
     return rows
 
 
-def _worker_services(settings: Settings, redis_url: str, address: str, workers: int) -> Iterator[Service]:
+def _worker_services(
+    settings: Settings, redis_url: str, address: str, workers: int, options: tuple[str, ...]
+) -> Iterator[Service]:
     """Workers that come back when they are killed. One is ready when the API at `address` counts it."""
     # In development, being root is nobody's news, nor are the neighbours that come and go.
     given = os.environ.get("PYTHONWARNINGS")
@@ -200,7 +215,7 @@ def _worker_services(settings: Settings, redis_url: str, address: str, workers: 
             env=_environment(settings) | quiet,
         )
         ready = partial(_has_workers, address, number)
-        argv = (*service.argv, "--without-mingle", "--without-gossip")
+        argv = (*service.argv, *options, "--without-mingle", "--without-gossip")
         yield dataclasses.replace(service, argv=argv, ready=ready, restarts=True)
 
 
