@@ -92,6 +92,7 @@ class ScriptedApi:
         gets: What the next looks at the run answer.
         answers: What the next answers to tool calls are answered.
         pending: The calls that wait.
+        diagnosis: Why the run stands where it stands. To ask ends the streams that hold.
         cursors: The cursors that SSE connections asked for.
         requests: All requests: method, path with query, headers, body.
     """
@@ -105,6 +106,7 @@ class ScriptedApi:
         self.cancels: deque[Response] = deque()
         self.answers: deque[Response] = deque()
         self.pending: list[dict[str, Any]] = []
+        self.diagnosis: dict[str, Any] = {}
         self.cursors: list[int] = []
         self.requests: list[tuple[str, str, dict[str, str], bytes]] = []
         self._released = threading.Event()
@@ -160,6 +162,8 @@ class ScriptedApi:
                 Route("/v1/runs", self._runs),
                 Route("/v1/runs/{run_id}", self._get),
                 Route("/v1/runs/{run_id}/chunks", self._chunks),
+                Route("/v1/runs/{run_id}/diagnosis", self._diagnosis),
+                Route("/v1/runs/{run_id}/retry", self._submit_again, methods=["POST"]),
                 Route("/v1/runs/{run_id}/cancel", self._cancel, methods=["POST"]),
                 Route("/v1/runs/{run_id}/tool-calls/{call:path}/{verb}", self._answer, methods=["POST"]),
                 Route("/v1/pending", self._pending),
@@ -181,6 +185,15 @@ class ScriptedApi:
             return self.submits.popleft()
         run_id = json.loads(await request.body()).get("runId") or "run-1"
         return JSONResponse(run_object(runId=run_id, status="queued", attempt=0), 202)
+
+    async def _submit_again(self, request: Request) -> Response:
+        await self._note(request)
+        return JSONResponse(run_object(status="queued", attempt=0, retryOf=request.path_params["run_id"]), 202)
+
+    async def _diagnosis(self, request: Request) -> Response:
+        await self._note(request)
+        self.release()
+        return JSONResponse(self.diagnosis)
 
     async def _runs(self, request: Request) -> Response:
         await self._note(request)

@@ -7,15 +7,13 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Final, TypeAlias
 
 import typer
-from pydantic_core import from_json
 from rich.table import Table
 
-from durable.chunks.base import Json
 from durable.cli.attendance import attend
 from durable.cli.exits import Exit
 from durable.cli.runs import AsJson, RunId
 from durable.cli.terminal import Terminal, cell
-from durable.cli.values import arguments
+from durable.cli.values import arguments, read_json
 from durable.client import Client
 from durable.views import InboxCall, RunView
 
@@ -82,7 +80,7 @@ def approve(
 
     Exit codes: 0 answered, 2 no JSON, 4 refused, 5 no server.
     """
-    edited = None if args is None else _json(args, "--args")
+    edited = None if args is None else read_json(args, "--args")
     if edited is not None and not isinstance(edited, dict):
         raise typer.BadParameter("arguments are a JSON object", param_hint="--args")
     _answer(context, call, lambda client: client.approve(run_id, call, args=edited, actor=actor), as_json=as_json)
@@ -117,7 +115,7 @@ def resume(
 
     Exit codes: as for `approve`.
     """
-    value = _json(data, "--data")
+    value = read_json(data, "--data")
     _answer(context, call, lambda client: client.resume(run_id, call, value, actor=actor), as_json=as_json)
 
 
@@ -139,13 +137,6 @@ def _answer(context: typer.Context, call: str, send: Callable[[Client], Awaitabl
         return Exit.OK
 
     attend(context.obj, work)
-
-
-def _json(text: str, option: str) -> Json:
-    try:
-        return from_json(text, allow_inf_nan=False)
-    except ValueError as error:
-        raise typer.BadParameter("it is not JSON", param_hint=option) from error
 
 
 def _table(calls: list[InboxCall]) -> Table:

@@ -5,16 +5,24 @@ Invariant: leaving never touches the run, and always says how to come back to th
 
 from __future__ import annotations
 
-from contextlib import aclosing
+import asyncio
+from contextlib import aclosing, suppress
+from typing import Final
 
+from durable.chunks import Abort, Chunk
 from durable.chunks.base import Json
 from durable.cli.attendance import tell_outage
 from durable.cli.exits import Exit, exit_of_run
 from durable.cli.terminal import Terminal
 from durable.cli.transcript import Transcript
 from durable.client import Client
-from durable.errors import DurableError
+from durable.errors import DurableError, InvalidRequest, RunExpired, UnknownRun
 from durable.views import RunStatus, RunView
+
+SILENCE_SECONDS: Final = 3.0
+"""After so long without any chunk it is told what the run waits for."""
+_NO_WAY_BACK: Final = (InvalidRequest, RunExpired, UnknownRun)
+_PROGRESS: Final = frozenset({"executing", *(status.value for status in RunStatus if status.ended)})
 
 
 class Following:
@@ -26,6 +34,7 @@ class Following:
         self._transcript = None if as_json else Transcript(terminal)
         self._run_id: str | None = None
         self._cursor = 0
+        self._aborted = ""  # why the run was cancelled, if its log says so
 
     async def follow(self, client: Client, run_id: str, after: int = 0) -> Exit:
         """Write the run from the cursor on, until it has ended.
@@ -34,22 +43,42 @@ class Following:
             DurableError: It could not be followed to its end.
         """
         self._run_id, self._cursor = run_id, after
+        silence = asyncio.create_task(self._explain_silence(client, run_id))
         try:
             async with aclosing(client.observe(run_id, after)) as chunks:
                 async for chunk in chunks:
-                    if self._transcript is None:
-                        self._terminal.json(chunk.to_wire())
-                    else:
-                        self._transcript.show(chunk)
-                    self._cursor = chunk.seq
+                    silence.cancel()
+                    self._show(chunk)
             view = await client.wait(run_id)
+        except _NO_WAY_BACK:
+            raise
         except DurableError:
             self._leave("This terminal lost sight of the run. It may well go on.")
             raise
+        finally:
+            silence.cancel()
+            await asyncio.gather(silence, return_exceptions=True)
         if self._transcript is not None:
             self._transcript.close()
             self._sum_up(view)
         return exit_of_run(view.status)
+
+    def _show(self, chunk: Chunk) -> None:
+        if self._transcript is None:
+            self._terminal.json(chunk.to_wire())
+        else:
+            self._transcript.show(chunk)
+        if isinstance(chunk, Abort):
+            self._aborted = chunk.payload.reason or ""
+        self._cursor = chunk.seq
+
+    async def _explain_silence(self, client: Client, run_id: str) -> None:
+        """Say what a run waits for that stays silent, once, unless it is being executed."""
+        await asyncio.sleep(SILENCE_SECONDS)
+        with suppress(DurableError):  # an outage is told by others
+            found = await client.diagnosis(run_id)
+            if found.reason not in _PROGRESS:
+                self._terminal.note(found.summary)
 
     def interrupted(self) -> Exit:
         """Ctrl-C: leave the run alone."""
@@ -80,7 +109,7 @@ class Following:
                 self._show_output(view.output)
                 self._terminal.line(f"✓ completed{_effort(view)}", "bold green")
             case RunStatus.CANCELLED:
-                self._terminal.line("✗ cancelled", "bold yellow")
+                self._terminal.line(f"✗ cancelled{': ' + self._aborted if self._aborted else ''}", "bold yellow")
             case _:
                 why = f": {view.error.code}: {view.error.message}" if view.error else ""
                 self._terminal.line(f"✗ {view.status}{why}", "bold red")

@@ -12,7 +12,9 @@ from durable.cli.attendance import attend
 from durable.cli.exits import Exit
 from durable.cli.following import Following, come_back
 from durable.cli.terminal import Terminal, cell
+from durable.cli.values import read_json
 from durable.client import Client
+from durable.errors import InvalidRequest, UnknownAgent
 from durable.views import AgentView, RunStatus, RunView
 
 
@@ -23,6 +25,7 @@ class OnBusy(StrEnum):
     REJECT = "reject"
 
 
+Detach: TypeAlias = Annotated[bool, typer.Option("--detach", "-d", help="Print the run's id and do not follow.")]
 RunId: TypeAlias = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
 
@@ -57,7 +60,8 @@ def run(
     metadata: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Kept with the run. May be repeated.")
     ] = None,
-    detach: Annotated[bool, typer.Option("--detach", "-d", help="Print the run's id and do not follow.")] = False,
+    deps: Annotated[str | None, typer.Option(metavar="JSON", help="For the agent's dependencies.")] = None,
+    detach: Detach = False,
     as_json: AsJson = False,
 ) -> None:
     """Submit a run and follow it. Ctrl-C leaves it running.
@@ -70,6 +74,7 @@ def run(
     if require_tool_approval and approval_policy is not None:
         raise typer.BadParameter("every call or a policy, not both", param_hint="--approval-policy")
     approval = True if require_tool_approval else approval_policy
+    for_deps = None if deps is None else read_json(deps, "--deps")
 
     async def work(client: Client) -> Exit:
         view = await client.submit(
@@ -88,6 +93,22 @@ def run(
             resource_id=resource,
             on_busy=on_busy,
         )
+        try:
+            view = await client.submit(
+                agent,
+                prompt,
+                run_id=run_id,
+                max_steps=max_steps,
+                retries=retries,
+                metadata=labels or None,
+                deps=for_deps,
+                require_tool_approval=approval,
+            )
+        except UnknownAgent as error:
+            raise UnknownAgent(await _whom_else(client, agent)) from error
+        if run_id is not None and (view.attempt or view.ended):
+            shown = "" if detach else "; showing it"
+            terminal.note(f"This run exists already ({view.status}){shown}.")
         return await _hand_over(client, view, terminal, None if detach else following, as_json=as_json)
 
     attend(context.obj, work, on_interrupt=following.interrupted, on_outage=following.outage)
@@ -107,7 +128,9 @@ def observe(
     following = Following(Terminal(), as_json=as_json)
 
     async def work(client: Client) -> Exit:
-        await client.get(run_id)  # no server or no such run is told at once, not after many tries
+        view = await client.get(run_id)  # no server or no such run is told at once, not after many tries
+        if after > view.last_seq:
+            raise InvalidRequest(f"The run has no chunk {after} yet; its last one is {view.last_seq}.")
         return await following.follow(client, run_id, after)
 
     attend(context.obj, work, on_interrupt=following.interrupted, on_outage=following.outage)
@@ -169,10 +192,10 @@ def retry(
     context: typer.Context,
     run_id: RunId,
     *,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the new run.")] = False,
+    detach: Detach = False,
     as_json: AsJson = False,
 ) -> None:
-    """Start a new run where a failed or cancelled one stopped, and print its id.
+    """Start a new run where a failed or cancelled one stopped, and follow it. Ctrl-C leaves it running.
 
     Exit codes: as for `run`.
     """
@@ -181,7 +204,7 @@ def retry(
 
     async def work(client: Client) -> Exit:
         view = await client.retry(run_id)
-        return await _hand_over(client, view, terminal, following if follow else None, as_json=as_json)
+        return await _hand_over(client, view, terminal, None if detach else following, as_json=as_json)
 
     attend(context.obj, work, on_interrupt=following.interrupted, on_outage=following.outage)
 
@@ -230,6 +253,12 @@ def _labels(pairs: list[str]) -> dict[str, str]:
             raise typer.BadParameter("it must look like KEY=VALUE", param_hint="--metadata")
         labels[key] = value
     return labels
+
+
+async def _whom_else(client: Client, agent: str) -> str:
+    """Words for somebody who asked for an agent that nobody knows."""
+    known = ", ".join(view.name for view in await client.agents())
+    return f"No agent {agent!r} was ever announced (known: {known or 'none'}); start a worker that has it."
 
 
 async def _hand_over(

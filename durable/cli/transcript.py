@@ -1,7 +1,7 @@
 """A run as somebody reads it in a terminal: text flows, all else is one line each.
 
 Invariant: it is written as chunks come, and nothing that was written is taken back; what a lost worker tore is
-announced as void instead.
+announced as void instead. How the run ended is not told here: the one line about it is for whoever looks at the run.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ import shlex
 from typing import Final
 
 from durable.chunks import (
-    Abort,
     Chunk,
-    Error,
     File,
     Finish,
     GoalChunk,
@@ -41,6 +39,8 @@ from durable.fold import Folder
 
 _QUIET: Final = frozenset(
     {
+        "abort",
+        "error",
         "finish",
         "object",
         "object-result",
@@ -69,20 +69,19 @@ class Transcript:
         self._folder = Folder()
         self._flowing = ""  # the part whose text was written last
         self._open_line = False
-        self._from_start = False
+        self._step = ("", "step")  # the message of the step that was begun last, and how the step is called
         self._attempt = 0
 
     def show(self, chunk: Chunk) -> None:
         """Write the next chunk."""
         self._folder.add(chunk)
-        self._from_start = self._from_start or chunk.seq == 1
         self._show_attempt(chunk)
         match chunk:
             case TextDelta():
                 self._flow(chunk.payload.id, chunk.payload.text, "")
             case ReasoningDelta():
                 self._flow(chunk.payload.id, chunk.payload.text, "dim italic")
-            case StepStart() | StepFinish() | Start() | Finish() | Abort() | Error():
+            case StepStart() | StepFinish() | Start() | Finish():
                 self._show_frame(chunk)
             case ToolCall() | ToolResult() | ToolError() | ToolOutput():
                 self._show_tool(chunk)
@@ -111,15 +110,13 @@ class Transcript:
             case Start():
                 self._line(f"● {chunk.payload.id}", "bold")
             case StepStart():
-                self._line(f"┌ {self._step()}", "dim")
+                self._step = (chunk.payload.message_id, _name_of(chunk.payload.step_id))
+                self._line(f"┌ {self._step[1]}", "dim")
             case StepFinish():
-                usage = _tokens(chunk.payload.output.usage)
-                self._line(f"└ {self._step()} finished{usage}", "dim")
-            case Abort():
-                self._line(f"✗ aborted{': ' + chunk.payload.reason if chunk.payload.reason else ''}", "yellow")
-            case Error():
-                error = chunk.payload.error
-                self._line(f"✗ {error.code}: {error.message}", "red")
+                begun, name = self._step
+                # The seq is what `--after` takes. A reader who came later has not seen how the step is called.
+                step = name if chunk.payload.message_id in {begun, None} else "step"
+                self._line(f"└ {step} finished ({chunk.seq}){_tokens(chunk.payload.output.usage)}", "dim")
             case _:
                 self.close()
 
@@ -144,10 +141,6 @@ class Transcript:
             news = f"{news}: {void}" if news else void
         if news:
             self._line(f"↻ {news}", "yellow")
-
-    def _step(self) -> str:
-        """The step's name; without a number for a reader who came later and can't count."""
-        return f"step {self._folder.steps}" if self._from_start else "step"
 
     def _show_tool(self, chunk: ToolCall | ToolResult | ToolError | ToolOutput) -> None:
         name = chunk.payload.tool_name or self._folder.calls[chunk.payload.tool_call_id].tool_name or "tool"
@@ -210,6 +203,12 @@ def how_to_answer(run_id: str, call: str, verb: str) -> str:
 
 def _because(reason: str | None) -> str:
     return f": {reason}" if reason else ""
+
+
+def _name_of(step_id: str) -> str:
+    """How a step is called: `step 3` for `step-3`."""
+    number = step_id.rpartition("-")[2]
+    return f"step {number}" if number.isdecimal() else "step"
 
 
 def _by(actor: str | None) -> str:

@@ -1,10 +1,11 @@
-"""JSON values as a terminal shows them: on one line, and not too long."""
+"""JSON values as a terminal shows them, on one line and not too long, and as options take them."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from pydantic_core import to_json
+import typer
+from pydantic_core import from_json, to_json
 
 from durable.chunks.base import Json
 
@@ -21,6 +22,18 @@ def arguments(args: Json) -> str:
 def short(value: Json) -> str:
     """A value; text without its quotes."""
     return _cut(value if isinstance(value, str) else _compact(value))
+
+
+def read_json(text: str, option: str) -> Json:
+    """The value of an option.
+
+    Raises:
+        typer.BadParameter: It is not JSON.
+    """
+    try:
+        return from_json(text, allow_inf_nan=False)
+    except ValueError as error:
+        raise typer.BadParameter("it is not JSON", param_hint=option) from error
 
 
 def _compact(value: Json) -> str:

@@ -106,11 +106,11 @@ class TestRetry:
 
     def test_the_command_line_prints_the_new_run_or_follows_it(self, caller: Caller) -> None:
         old = caller.result("fail")["runId"]
-        result = durable(caller, "retry", old)
+        result = durable(caller, "retry", old, "--detach")
         assert result.exit_code == 0
         new = result.stdout.strip()
         assert caller.ended(new)["retryOf"] == old
-        result = durable(caller, "retry", old, "--follow")
+        result = durable(caller, "retry", old)
         assert result.exit_code == 1
         assert "model_error" in result.stdout
         assert durable(caller, "retry", caller.result("say x")["runId"]).exit_code == 4

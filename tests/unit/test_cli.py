@@ -71,6 +71,8 @@ def test_run_sends_its_options(api: ScriptedApi) -> None:
         "alice",
         "--on-busy",
         "reject",
+        "--deps",
+        '{"customer": "ada"}',
         "--metadata",
         "team=blue",
         "--metadata",
@@ -86,6 +88,7 @@ def test_run_sends_its_options(api: ScriptedApi) -> None:
         "threadId": "talk-1",
         "resourceId": "alice",
         "onBusy": "reject",
+        "deps": {"customer": "ada"},
         "metadata": {"team": "blue", "q": "a=b"},
     }
 
@@ -126,7 +129,7 @@ def test_a_structured_output_is_printed_as_json(api: ScriptedApi) -> None:
 def test_the_exit_code_tells_how_the_run_ended(
     api: ScriptedApi, status: str, error: dict[str, str] | None, code: int, words: str
 ) -> None:
-    api.run = run_object(status=status, **({"error": error} if error else {}))
+    api.run = run_object(status=status, lastSeq=len(api.log), **({"error": error} if error else {}))
     result = durable(api, "run", "echo", "hi")
     assert result.exit_code == code
     assert words in result.stdout
@@ -134,11 +137,77 @@ def test_the_exit_code_tells_how_the_run_ended(
 
 
 def test_a_run_that_is_lost_from_sight_says_how_to_come_back(api: ScriptedApi) -> None:
-    api.streams.extend([Stream(until=4, cut=True), problem(410, "run_expired", "Too late.")])
+    api.streams.extend([Stream(until=4, cut=True), problem(403, "forbidden", "Who are you?")])
     result = durable(api, "observe", "run-1")
     assert result.exit_code == 4
     assert "durable observe run-1 --after 4" in result.stdout
-    assert result.stderr == "error: Too late.\n"
+    assert result.stderr == "error: Who are you?\n"
+
+
+@pytest.mark.parametrize("code", ["run_expired", "unknown_run", "invalid_request"])
+def test_a_run_that_can_not_be_come_back_to_does_not_say_how(api: ScriptedApi, code: str) -> None:
+    api.streams.extend([Stream(until=4, cut=True), problem(410, code, "No.")])
+    result = durable(api, "observe", "run-1")
+    assert (result.exit_code, result.stderr) == (4, "error: No.\n")
+    assert "observe" not in result.stdout
+
+
+def test_a_position_beyond_the_log_is_refused_with_the_number_of_its_last_chunk(api: ScriptedApi) -> None:
+    result = durable(api, "observe", "run-1", "--after", "9999")
+    assert (result.exit_code, result.stdout) == (4, "")
+    assert result.stderr == f"error: The run has no chunk 9999 yet; its last one is {len(api.log)}.\n"
+    assert api.cursors == []
+
+
+def silent(api: ScriptedApi, monkeypatch: pytest.MonkeyPatch, reason: str) -> Result:
+    """Follow a run that says nothing until somebody has asked why."""
+    monkeypatch.setattr("durable.cli.following.SILENCE_SECONDS", 0)
+    told = {"status": "queued", "reason": reason, "summary": "It waits: nobody is there.", "facts": []}
+    api.diagnosis = {"runId": "run-1", "agent": "echo", **told}
+    api.streams.append(Stream(until=0, hold=True))
+    return durable(api, "observe", "run-1")
+
+
+@pytest.mark.parametrize(("reason", "told"), [("no_worker", "It waits: nobody is there.\n"), ("executing", "")])
+def test_a_silent_run_says_once_what_it_waits_for_unless_it_is_being_executed(
+    api: ScriptedApi, monkeypatch: pytest.MonkeyPatch, reason: str, told: str
+) -> None:
+    result = silent(api, monkeypatch, reason)
+    assert (result.exit_code, result.stderr) == (0, told)
+    assert "✓ completed" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [((), "This run exists already (completed); showing it.\n"), (("-d",), "This run exists already (completed).\n")],
+)
+def test_run_says_that_it_shows_a_run_that_was_there(api: ScriptedApi, options: tuple[str, ...], words: str) -> None:
+    api.submits.append(JSONResponse(run_object(status="completed", lastSeq=8)))
+    assert durable(api, "run", "echo", "hi", "--run-id", "run-1", *options).stderr.startswith(words)
+
+
+def test_run_names_the_agents_that_there_are_when_nobody_knows_the_one_it_was_given(api: ScriptedApi) -> None:
+    api.submits.append(problem(404, "unknown_agent", "No agent of this name was ever announced."))
+    result = durable(api, "run", "ecco", "hi")
+    assert (result.exit_code, result.stdout) == (4, "")
+    words = "No agent 'ecco' was ever announced (known: echo); start a worker that has it."
+    assert result.stderr == f"error: {words}\n"
+
+
+def test_a_run_that_was_cancelled_says_why_in_one_line(api: ScriptedApi) -> None:
+    api.log = [
+        chunk(1, "start", {"id": "echo", "messageId": "m"}),
+        chunk(2, "abort", {"reason": "enough"}),
+        {**api.log[-1], "seq": 3},
+    ]
+    api.run = run_object(status="cancelled", lastSeq=3)
+    assert durable(api, "observe", "run-1").stdout == "● echo\n✗ cancelled: enough\n"
+
+
+def test_retry_follows_the_new_run_as_run_does_or_leaves_it(api: ScriptedApi) -> None:
+    assert "✓ completed" in durable(api, "retry", "run-0").stdout
+    detached = durable(api, "retry", "run-0", "--detach")
+    assert (detached.exit_code, detached.stdout) == (0, "run-1\n")
 
 
 AWAY = problem(503, "store_unavailable", "The store is away.")
@@ -346,6 +415,7 @@ def test_a_refused_answer_is_one_line_with_the_code_of_a_refusal(api: ScriptedAp
         ("run", "echo", "hi", "--require-tool-approval", "--approval-policy", "large"),
         ("run", "echo"),
         ("run", "echo", "hi", "--metadata", "nonsense"),
+        ("run", "echo", "hi", "--deps", "{"),
         ("runs", "--status", "odd"),
         ("nonsense",),
     ],
@@ -394,7 +464,7 @@ def transcript(capsys: pytest.CaptureFixture[str], *events: tuple[str, Any, int]
     return capsys.readouterr().out.splitlines()
 
 
-STEP: dict[str, Any] = {"stepId": "s", "messageId": "m", "startedAt": 0, "request": {}}
+STEP: dict[str, Any] = {"stepId": "step-3", "messageId": "m", "startedAt": 0, "request": {}}
 CALL = {"toolCallId": "c", "toolName": "add"}
 
 
@@ -411,7 +481,7 @@ def test_tool_calls_and_their_outcomes_are_one_line_each(capsys: pytest.CaptureF
         ("tomorrow", {}, 1),
     )
     assert lines == [
-        "┌ step 1",
+        "┌ step 3",
         "two",
         "lines",
         '  → add(a=1, b="x\\ny")',
@@ -467,6 +537,18 @@ def test_verdicts_are_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("first", "line"), [(("step-start", STEP, 1), "└ step 3 finished (2)"), (("raw", {}, 1), "└ step finished (2)")]
+)
+def test_the_end_of_a_step_tells_its_position_and_its_number_if_its_begin_was_seen(
+    capsys: pytest.CaptureFixture[str], first: tuple[str, Any, int], line: str
+) -> None:
+    usage = {"inputTokens": 0, "outputTokens": 0, "totalTokens": 0}
+    output = {"stepResult": {"reason": "stop"}, "output": {"text": "", "usage": usage}, "metadata": {}}
+    lines = transcript(capsys, first, ("step-finish", {"messageId": "m", **output}, 1))
+    assert lines[-1] == line
+
+
 def test_a_torn_response_is_announced_as_void(capsys: pytest.CaptureFixture[str]) -> None:
     lines = transcript(
         capsys,
@@ -476,10 +558,10 @@ def test_a_torn_response_is_announced_as_void(capsys: pytest.CaptureFixture[str]
         ("text-delta", {"id": "t2", "text": "again"}, 2),
     )
     assert lines == [
-        "┌ step 1",
+        "┌ step 3",
         "torn",
         "↻ attempt 2 goes on from here: that response was cut off and no longer counts; it comes again",
-        "┌ step 1",
+        "┌ step 3",
         "again",
     ]
 
@@ -487,7 +569,7 @@ def test_a_torn_response_is_announced_as_void(capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("first", "line"),
     [
-        (("step-start", STEP, 2), "┌ step 1"),
+        (("step-start", STEP, 2), "┌ step 3"),
         (("tool-output", {**CALL, "output": 1}, 2), "  … add: 1"),
         (("tool-result", {**CALL, "result": 1}, 2), "  ← add: 1"),
         (("text-delta", {"id": "t", "text": "hi\n"}, 2), "hi"),
