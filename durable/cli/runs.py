@@ -77,22 +77,6 @@ def run(
     for_deps = None if deps is None else read_json(deps, "--deps")
 
     async def work(client: Client) -> Exit:
-        view = await client.submit(
-            agent,
-            prompt,
-            run_id=run_id,
-            max_steps=max_steps,
-            retries=retries,
-            metadata=labels or None,
-            require_tool_approval=approval,
-            max_tokens=max_tokens,
-            max_seconds=max_seconds,
-            on_budget="end" if end_on_budget else None,
-            step_seconds=step_seconds,
-            thread_id=thread,
-            resource_id=resource,
-            on_busy=on_busy,
-        )
         try:
             view = await client.submit(
                 agent,
@@ -103,6 +87,13 @@ def run(
                 metadata=labels or None,
                 deps=for_deps,
                 require_tool_approval=approval,
+                max_tokens=max_tokens,
+                max_seconds=max_seconds,
+                on_budget="end" if end_on_budget else None,
+                step_seconds=step_seconds,
+                thread_id=thread,
+                resource_id=resource,
+                on_busy=on_busy,
             )
         except UnknownAgent as error:
             raise UnknownAgent(await _whom_else(client, agent)) from error
