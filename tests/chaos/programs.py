@@ -75,13 +75,13 @@ class Program:
         }
 
     @classmethod
-    def random(cls, chance: Random, name: str) -> Program:
-        """A program of one to four steps."""
+    def random(cls, chance: Random, name: str, *, alone: bool = False) -> Program:
+        """A program of one to four steps; `alone`: without calls that wait for somebody."""
         count = chance.choice((1, 2, 2, 3, 4))
         steps = []
         for number in range(1, count + 1):
             words = [f"{name}.{number}.{index} " for index in range(chance.randint(1, 25))]
-            calls = [_call(chance) for _ in range(chance.choice((1, 1, 3)))] if number < count else []
+            calls = [_call(chance, alone=alone) for _ in range(chance.choice((1, 1, 3)))] if number < count else []
             steps.append(Step(words, chance.choice((0, 5, 30)), calls))
         return cls(steps)
 
@@ -93,8 +93,9 @@ class Program:
         )
 
 
-def _call(chance: Random) -> Call:
-    tool = chance.choice(("work", "work", "work_sync", "break_off", "insist", "risk", "inquire"))
+def _call(chance: Random, *, alone: bool) -> Call:
+    waiting = () if alone else ("risk", "inquire")
+    tool = chance.choice(("work", "work", "work_sync", "break_off", "insist", *waiting))
     return Call(tool, chance.choice((0, 10, 80, 300)))
 
 

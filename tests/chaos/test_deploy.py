@@ -44,7 +44,7 @@ class Callers:
         while not self.over.is_set():
             serial += 1
             run_id = f"{name}-{serial}"
-            self.programs[run_id] = Program.random(chance, run_id)
+            self.programs[run_id] = Program.random(chance, run_id, alone=True)
             request = RunRequest(prompt=self.programs[run_id].prompt)
             new = NewRun("program", "evented", f"{PREFIX}.program", request, retention=600, run_id=run_id)
             record, _ = await self.backend.runs.create(new)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from durable.chunks import ToolCallApproval
-from durable.decisions import Answer, Decisions
+from durable.decisions import DEADLINE, Answer, Decisions
 from durable.doctor import Doctor
 from durable.probes import Point
 from tests.chaos.flows import Flow, approve
@@ -44,6 +44,14 @@ async def torn(stage: Stage) -> str:
 
 async def decide(stage: Stage, run_id: str, answer: Answer, call: str = "c1") -> None:
     await Decisions(stage.bench.store, stage.bench.runs).decide(run_id, call, answer)
+
+
+async def expire(stage: Stage, run_id: str, call: str = "c1") -> None:
+    """Let the deadline of a call pass; it then fails the run."""
+    store = stage.bench.store
+    await store.redis.zadd(store.keys.deadlines, {f"{run_id}:{call}": 1})
+    answer = Answer(kind="fail", actor=DEADLINE)
+    assert await Decisions(store, stage.bench.runs).decide(run_id, call, answer, due=True) is not None
 
 
 async def told(stage: Stage, run_id: str) -> dict[str, Any]:
@@ -102,7 +110,7 @@ async def test_a_retried_run_asks_again_what_nobody_answered(stage: Stage) -> No
 async def test_a_retried_run_asks_again_what_its_deadline_has_failed(stage: Stage) -> None:
     old = await stage.bench.create(agent="late-fail")
     assert stage.execute(old).outcome == "suspended"
-    await decide(stage, old, Answer(kind="fail"))
+    await expire(stage, old)
     assert stage.execute(old).outcome == "failed"
     record, _ = await stage.bench.runs.retry(old)
     assert stage.execute(record.run_id).outcome == "suspended"
