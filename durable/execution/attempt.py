@@ -222,10 +222,10 @@ class Attempt:
 
     async def _fail(self, raised: BaseException) -> Outcome:
         """End the run as failed, or put it off if its model's provider may answer later."""
-        reason = self._turn.reason(raised)
+        reason = self._turn.record.reason(raised)
         place = places(reason)  # none for what was not raised here, as a recorded failure of a tool
         log.warning("run %s failed: %s%s", self.run_id, type(reason).__name__, f" at {place}" if place else "")
-        used = 0 if self._turn.advanced else self._record.retries_used
+        used = 0 if self._turn.record.advanced else self._record.retries_used
         self.postponed = postponement(reason, retries=self._retries, used=used)
         if self.postponed is not None:
             return await self._hand_over(Outcome.POSTPONED)

@@ -13,7 +13,7 @@ from pydantic_ai.toolsets import AbstractToolset
 
 from durable import ledger
 from durable.execution.aside import Asides
-from durable.execution.recording import Record
+from durable.execution.record import CallRecord
 
 
 class Durability(AbstractCapability[Any]):
@@ -39,7 +39,7 @@ class Healing(AbstractCapability[Any]):
         asides: What they do beside.
     """
 
-    def __init__(self, record: Record, asides: Asides) -> None:
+    def __init__(self, record: CallRecord, asides: Asides) -> None:
         self._record = record
         self._asides = asides
 

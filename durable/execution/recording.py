@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, NoReturn, Protocol
+from typing import Any, Final, NoReturn
 
 from pydantic import ValidationError
 from pydantic_ai import RunContext
@@ -26,13 +26,13 @@ from pydantic_ai.tools import ToolDefinition
 from pydantic_ai.toolsets import ToolsetTool, WrapperToolset
 
 from durable import ledger
-from durable.chunks import Approval
 from durable.chunks.base import Json
 from durable.decisions import Answer
 from durable.errors import DecisionExpired, DurableError, ToolResultInvalid
 from durable.execution.aside import Asides
 from durable.execution.failures import ToolFailure, places
 from durable.execution.patience import ToolTimedOut, Voice, timeout_of
+from durable.execution.record import CallRecord
 from durable.execution.waits import DECLINED, Waits, options_of, others_decide, tag
 from durable.suspension import APPROVAL_SCHEMA, Suspension, read_deferral
 from durable.tool_options import OnToolError
@@ -45,42 +45,6 @@ CONTROL_FLOW: Final = (RunCancelled, UsageLimitExceeded)
 UNKNOWN: Final = (
     "It is not known whether this tool call took effect: the process that made it was lost. It was not repeated."
 )
-
-
-class Record(Protocol):
-    """Where the calls of an attempt are recorded."""
-
-    def known(self, tool_call_id: str, round_: int) -> bytes | None:
-        """The ledger entry of a call of this step."""
-
-    def newest(self, tool_call_id: str) -> bytes | None:
-        """The ledger entry of its last round."""
-
-    async def started(self, tool_call_id: str, round_: int) -> None:
-        """Enter a call as started; returns when that is stored, raises when the run is lost."""
-
-    def ended(
-        self,
-        tool_call_id: str,
-        round_: int,
-        name: str,
-        outcome: ledger.Outcome,
-        entry: bytes,
-        approval: Approval | None,
-    ) -> None:
-        """Record an outcome, with its chunk."""
-
-    def failed(self, tool_call_id: str, round_: int, failure: ToolFailure, entry: bytes) -> None:
-        """Record that a tool raised, or that nobody knows."""
-
-    def ends(self, tool_call_id: str, round_: int, failure: ToolFailure, aside: Json) -> None:
-        """The failure of a call, and what it did beside. It ends the run, unless a hook makes something of it."""
-
-    def healed(self, tool_call_id: str, outcome: ledger.Outcome) -> None:
-        """What a call came to with all hooks: recorded if it had failed."""
-
-    def denied(self, tool_call_id: str) -> None:
-        """The log has the end of a call that was declined."""
 
 
 ApprovalCheck = Callable[[RunContext[Any], ToolDefinition, dict[str, Any]], Awaitable[bool]]
@@ -117,7 +81,7 @@ class _Call:
 class RecordingToolset(WrapperToolset[Any]):
     """Wraps the assembled toolset of one attempt."""
 
-    record: Record
+    record: CallRecord
     waits: Waits
     asides: Asides
     context: Callable[[str, str], ToolContext]

@@ -7,7 +7,6 @@ last chunk; a tool's body runs only when its start is stored.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 from collections.abc import AsyncIterable, AsyncIterator
 from concurrent.futures import Executor
@@ -24,34 +23,26 @@ from pydantic_ai.messages import (
     ModelMessage,
     ModelRequest,
     ModelResponse,
-    ToolReturnPart,
     UserPromptPart,
 )
 from pydantic_ai.run import AgentRun
-from pydantic_ai.tools import ToolDefinition
 from pydantic_ai.usage import RunUsage
 from pydantic_graph import End
 
 from durable import ledger
 from durable.checkpoint import Progress, Stored
 from durable.chunks import (
-    Approval,
     BudgetReachedPayload,
     Chunk,
-    ErrorInfo,
-    ToolError,
-    ToolErrorPayload,
-    ToolResult,
     VoidRange,
 )
-from durable.chunks.base import Json
-from durable.definition import AgentDefinition, ApprovalFunction, ApprovalPolicy, RunInfo
-from durable.errors import ToolResultInvalid
+from durable.definition import AgentDefinition, RunInfo
 from durable.execution.aside import Asides
 from durable.execution.budget import Budget, BudgetSpent
 from durable.execution.capabilities import Durability, Healing, Resumption, Telling
-from durable.execution.failures import ToolFailure, places
 from durable.execution.judgement import Judgement, Judging, Tripped
+from durable.execution.policies import ApprovalPolicies
+from durable.execution.record import CallRecord
 from durable.execution.recording import RecordingToolset
 from durable.execution.start import StartPoint
 from durable.execution.tail import Tail
@@ -61,7 +52,7 @@ from durable.runs import RunRequest
 from durable.settings import Settings
 from durable.suspension import RunSuspended
 from durable.tools import ToolContext
-from durable.translate import Translator, outcome_chunk
+from durable.translate import Translator
 from durable.writer import Note, RunWriter
 
 log = logging.getLogger(__name__)
@@ -116,6 +107,7 @@ class Turn:
         usage: Of the run so far.
         messages: The conversation so far.
         stored: What the checkpoints have.
+        record: What is recorded of the tool calls.
         waits: The calls that wait for an answer from outside.
     """
 
@@ -142,16 +134,16 @@ class Turn:
         self._boundary = boundary
         self._budget = budget
         self.translator = Translator(attempt=writer.lease.token)
+        limit = settings.max_tool_result_bytes
+        self.record = CallRecord(writer, self.translator, start.ledger, limit, probe)
+        self._policies = ApprovalPolicies(definition, asked=request.require_tool_approval)
         self._asides = Asides()
-        self._failures: dict[str, tuple[int, ToolFailure, Json]] = {}
         self._message_id = ""
         self._first = start.progress.first if start.progress else 0
         self._tail = start.tail
         self._ledger = start.ledger
         self._void = start.tail.torn
-        self._advanced = False
         self._tool_retries: dict[str, int] = {}
-        self._steps = 0
         denied = self.translator.recorded
         self.waits = Waits(writer, definition.name, start.ledger, start.decisions, read_answers, denied)
         progress = start.progress
@@ -163,7 +155,7 @@ class Turn:
             self._resume(progress)
 
     def _resume(self, progress: Progress) -> None:
-        self._steps = progress.steps
+        self.record.step = progress.steps
         self._tool_retries = dict(progress.tool_retries)
         self.translator.resume(
             progress.messages[len(self._start.conversation.history) :], message_id=progress.message_id
@@ -197,7 +189,7 @@ class Turn:
         end = await self._loop(deps, judgement)
         output = last_text(self.messages) if end.limited else end.output
         withheld = self.translator.output_calls
-        tripped = await judgement.release(self._steps, output, self.messages, withheld, self._first)
+        tripped = await judgement.release(self.record.step, output, self.messages, withheld, self._first)
         if tripped is None:
             return replace(end, reason=judgement.reason)
         self.translator.withhold()
@@ -210,7 +202,7 @@ class Turn:
         return [*history, *([] if prompt is None else [ModelRequest(parts=[UserPromptPart(content=prompt)])])]
 
     def _judged(self) -> None:
-        self._advanced = True
+        self.record.advanced = True
 
     async def _loop(self, deps: Any, judgement: Judgement) -> TurnEnd:
         async with self._iter(deps, judgement) as run:
@@ -237,11 +229,6 @@ class Turn:
         self.usage, self.messages = run.usage, result.all_messages()
         return TurnEnd(result.output)
 
-    @property
-    def advanced(self) -> bool:
-        """Whether this attempt has got the run on."""
-        return self._advanced
-
     def _limited(self, run: AgentRun[Any, Any]) -> TurnEnd | None:
         """How the turn ends before the next model request, if a limit is reached.
 
@@ -250,7 +237,7 @@ class Turn:
         """
         if self._completed is not None:
             return None
-        if self._steps == self._limit:
+        if self.record.step == self._limit:
             return TurnEnd(MISSING, limited=True)
         reached = self._budget.reached(run.usage.total_tokens)
         if reached is None:
@@ -275,10 +262,10 @@ class Turn:
             run.all_messages()[:-1] = self._start.progress.messages[:-1]
             return following
         self._budget.begin_step()
-        self._steps += 1
+        self.record.step += 1
         self._message_id, before = str(uuid4()), copy(run.usage)
         self._first = self._writer.next_seq
-        self._write(self.translator.begin_step(self._steps, self._message_id, self._void))
+        self._write(self.translator.begin_step(self.record.step, self._message_id, self._void))
         self._void, self._tail = None, Tail()
         self._probe(Point.MODEL_BEFORE)
         following = await run.next(node)
@@ -288,7 +275,7 @@ class Turn:
                 messages=run.all_messages(),
                 before=before,
                 usage=run.usage,
-                steps=self._steps,
+                steps=self.record.step,
                 message_id=self._message_id,
                 tool_retries=self._tool_retries,
                 output_retries=getattr(run.ctx.state, "output_retries_used", 0),
@@ -306,7 +293,7 @@ class Turn:
 
     async def _call_tools(self, run: AgentRun[Any, Any], node: Any) -> Any:
         self._budget.begin_step()
-        self.waits.begin_step(self._steps, {call.tool_call_id: call for call in node.model_response.tool_calls})
+        self.waits.begin_step(self.record.step, {call.tool_call_id: call for call in node.model_response.tool_calls})
         try:
             following = await run.next(node)
         except UserError as error:
@@ -322,14 +309,14 @@ class Turn:
         if not self._tail.step_finished:
             self._write(chunks)
         if not isinstance(following, End):
-            self._boundary(advanced=self._advanced, ending=False)
+            self._boundary(advanced=self.record.advanced, ending=False)
         return following
 
     def _keep(self, progress: Progress, chunks: list[Chunk]) -> None:
         """Write a response's last chunks, and with the very last one its checkpoint."""
         self._write(chunks[:-1])
         self._writer.write(chunks[-1], Note(checkpoint=self.stored.encode(progress)))
-        self._advanced = True
+        self.record.advanced = True
 
     def _void_since(self, seq: int) -> VoidRange:
         """All that was said since a chunk, with it."""
@@ -348,7 +335,7 @@ class Turn:
             self.waits.deferred(event.requests)
         if self.translator.begins_anew(event):
             void, self._first = self._void_since(self._first), self._writer.next_seq
-            self._write(self.translator.begin_again(self._steps, self._message_id, void, event))
+            self._write(self.translator.begin_again(self.record.step, self._message_id, void, event))
         self._write(self.translator.event(event))
         if self._writer.full:
             await self._writer.room()
@@ -366,7 +353,7 @@ class Turn:
             prompt, history, usage = None, progress.messages, copy(progress.usage)
         settings: Any = self._request.model_settings
         resumption = [Resumption(self._completed)] if self._completed is not None else []
-        judging = [Judging(lambda ctx, output: judgement.go_on(ctx, self._steps, output))] if self._judges else []
+        judging = [Judging(lambda ctx, output: judgement.go_on(ctx, self.record.step, output))] if self._judges else []
         if self._request.retries:
             # The run itself asks again: its provider's client must not.
             settings = {"max_retries": 0, **(settings or {})}
@@ -383,7 +370,7 @@ class Turn:
             conversation_id=self._request.thread_id or run_id,
             capabilities=[
                 Durability(self._wrap),
-                Healing(self, self._asides),
+                Healing(self.record, self._asides),
                 Telling(self._tell),
                 Deferral(self.waits.resolve),
                 *resumption,
@@ -394,25 +381,15 @@ class Turn:
     def _wrap(self, toolset: Any) -> RecordingToolset:
         return RecordingToolset(
             toolset,
-            record=self,
+            record=self.record,
             asides=self._asides,
             context=self._tool_context,
             on_tool_error=self._definition.on_tool_error,
             max_result_bytes=self._settings.max_tool_result_bytes,
             entered=self._entered,
             waits=self.waits,
-            needs_approval=self._needs_approval,
+            needs_approval=self._policies.apply,
         )
-
-    async def _needs_approval(self, ctx: RunContext[Any], tool: ToolDefinition, args: dict[str, Any]) -> bool:
-        """Whether a call has to be approved, by what the agent or the run asks for."""
-        asked = self._request.require_tool_approval
-        policies: list[ApprovalPolicy] = [self._definition.require_tool_approval]
-        policies.append(self._definition.approval_policies[asked] if isinstance(asked, str) else bool(asked))
-        for policy in policies:
-            if policy is True or (callable(policy) and await _applies(policy, ctx, tool, args)):
-                return True
-        return False
 
     def _tool_context(self, call_id: str, name: str) -> ToolContext:
         lease = self._writer.lease
@@ -421,7 +398,7 @@ class Turn:
             attempt=lease.token,
             tool_call_id=call_id,
             tool_name=name,
-            idempotency_key=f"{lease.run_id}:{ledger.key(self._steps, call_id)}",
+            idempotency_key=f"{lease.run_id}:{ledger.key(self.record.step, call_id)}",
             write=self._writer.write,
             room=self._writer.room,
             loop=asyncio.get_running_loop(),
@@ -429,7 +406,7 @@ class Turn:
 
     def _entered(self, ctx: RunContext[Any]) -> None:
         """A step's tools are looked up: its retry counters are those of the checkpoint, if the step is."""
-        if not self._advanced and self._start.progress is not None and not ctx.retries:
+        if not self.record.advanced and self._start.progress is not None and not ctx.retries:
             ctx.retries.update(self._tool_retries)
         self._tool_retries = dict(ctx.retries)
 
@@ -456,102 +433,13 @@ class Turn:
         if progress is None:
             return
         if Agent.is_call_tools_node(node):
-            run.ctx.state.run_step = self._steps  # no request counts it
+            run.ctx.state.run_step = self.record.step  # no request counts it
             run.all_messages()[:] = [*progress.messages[:-1], node.model_response]
         elif self._completed is not None and Agent.is_model_request_node(node):
             *earlier, request, _ = progress.messages
             if isinstance(request, ModelRequest):
                 run.all_messages()[:] = earlier
                 node.request = copy(request)  # is stamped anew
-
-    def reason(self, error: BaseException) -> BaseException:
-        """Why the run fails: the failure of a tool, if this is what it raised."""
-        return next((failure for _, failure, _ in self._failures.values() if failure.__cause__ is error), error)
-
-    # What the recording toolset asks for.
-
-    def known(self, tool_call_id: str, round_: int) -> bytes | None:
-        """The ledger entry of a call of this step."""
-        return self._ledger.get(ledger.key(self._steps, tool_call_id, round_))
-
-    def newest(self, tool_call_id: str) -> bytes | None:
-        """The ledger entry of its last round."""
-        found, round_ = None, 0
-        while (entry := self.known(tool_call_id, round_)) is not None:
-            found, round_ = entry, round_ + 1
-        return found
-
-    async def started(self, tool_call_id: str, round_: int) -> None:
-        """Enter a call as started, and wait until that is stored."""
-        self._probe(Point.TOOL_START_BEFORE)
-        field = ledger.key(self._steps, tool_call_id, round_)
-        self._writer.note(Note(field=field, value=ledger.STARTED, progress=False))
-        await self._writer.flush()
-        self._probe(Point.TOOL_START_AFTER)
-
-    def ended(
-        self,
-        tool_call_id: str,
-        round_: int,
-        name: str,
-        outcome: ledger.Outcome,
-        entry: bytes,
-        approval: Approval | None,
-    ) -> None:
-        """Record what a tool returned or told the model, with its chunk."""
-        if outcome.retry is not None:
-            part: Any = ToolReturnPart(
-                tool_name=name, content=outcome.retry, tool_call_id=tool_call_id, outcome="retried"
-            )
-        elif outcome.failed is not None:
-            part = ToolReturnPart(tool_name=name, content=outcome.failed, tool_call_id=tool_call_id, outcome="failed")
-        else:
-            value = getattr(outcome.value, "return_value", outcome.value)
-            part = ToolReturnPart(tool_name=name, content=value, tool_call_id=tool_call_id)
-        chunk = outcome_chunk(part)
-        if approval is not None and isinstance(chunk, ToolResult):
-            chunk.payload.approval = approval
-        self._record(tool_call_id, round_, chunk, entry)
-
-    def denied(self, tool_call_id: str) -> None:
-        """The log has the end of a call that was declined."""
-        self.translator.recorded(tool_call_id)
-
-    def failed(self, tool_call_id: str, round_: int, failure: ToolFailure, entry: bytes) -> None:
-        """Record that a tool raised, or that nobody knows what it did."""
-        name = type(failure.__cause__).__name__ if failure.__cause__ else None
-        error = ErrorInfo(code=failure.code, message=failure.message)
-        payload = ToolErrorPayload(
-            tool_call_id=tool_call_id,
-            tool_name=failure.tool_name,
-            error=error.model_copy(update={"name": name}) if name else error,
-        )
-        self._record(tool_call_id, round_, ToolError(payload=payload), entry)
-
-    def ends(self, tool_call_id: str, round_: int, failure: ToolFailure, aside: Json) -> None:
-        """The failure of a call, and what it did beside. It ends the run, unless a hook makes something of it."""
-        self._failures[tool_call_id] = round_, failure, aside
-
-    def healed(self, tool_call_id: str, outcome: ledger.Outcome) -> None:
-        """What a call came to with all hooks: recorded if it had failed."""
-        failed = self._failures.pop(tool_call_id, None)
-        if failed is None:
-            return
-        round_, _, aside = failed
-        try:
-            entry = ledger.encode(replace(outcome, aside=aside))
-        except ToolResultInvalid:
-            return  # the hook is asked again, as long as this step lasts
-        if len(entry) <= self._settings.max_tool_result_bytes:
-            self._writer.note(Note(field=ledger.key(self._steps, tool_call_id, round_), value=entry))
-
-    def _record(self, tool_call_id: str, round_: int, chunk: Chunk, entry: bytes) -> None:
-        self._probe(Point.TOOL_END_BEFORE)
-        self.translator.recorded(tool_call_id)
-        field = ledger.key(self._steps, tool_call_id, round_)
-        self._writer.write(chunk, Note(field=field, value=entry))
-        self._advanced = True
-        self._probe(Point.TOOL_END_AFTER)
 
 
 def _given_tools(run: AgentRun[Any, Any]) -> frozenset[str] | None:
@@ -572,13 +460,3 @@ def _without_last_response(messages: list[ModelMessage]) -> list[ModelMessage]:
     """The conversation up to the model's last response, without it and what follows it."""
     last = max((i for i, message in enumerate(messages) if isinstance(message, ModelResponse)), default=len(messages))
     return messages[:last]
-
-
-async def _applies(policy: ApprovalFunction, ctx: RunContext[Any], tool: ToolDefinition, args: dict[str, Any]) -> bool:
-    """Whether a policy wants the call to be approved; it does if it fails to say."""
-    try:
-        found = policy(ctx, tool, args)
-        return bool(await found if inspect.isawaitable(found) else found)
-    except Exception as error:  # noqa: BLE001 - the user's own code; a guard that fails lets nobody pass
-        log.warning("an approval policy raised %s at %s", type(error).__name__, places(error))
-        return True

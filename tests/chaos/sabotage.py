@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+from durable.execution.record import CallRecord
 from durable.execution.turn import Turn
 from durable.scripts import APPEND, FINISH, REQUEUE, Script
 from durable.translate import Translator
@@ -34,10 +35,10 @@ _TEXTS: Final[dict[str, list[tuple[Script, str, str]]]] = {
 
 
 def _without_ledger() -> None:
-    def known(_self: Turn, _call: str, _round: int) -> None:
+    def known(_self: CallRecord, _call: str, _round: int) -> None:
         return None
 
-    setattr(Turn, "known", known)  # noqa: B010 - mypy knows that it must not be replaced
+    setattr(CallRecord, "known", known)  # noqa: B010 - mypy knows that it must not be replaced
 
 
 def _without_checkpoint() -> None:

@@ -1,0 +1,137 @@
+"""What is recorded of an attempt's tool calls: each one's start, and its outcome in the same step as its chunk."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from pydantic_ai.messages import ToolReturnPart
+
+from durable import ledger
+from durable.chunks import Approval, Chunk, ErrorInfo, ToolError, ToolErrorPayload, ToolResult
+from durable.chunks.base import Json
+from durable.errors import ToolResultInvalid
+from durable.execution.failures import ToolFailure
+from durable.probes import Point, Probe
+from durable.translate import Translator, outcome_chunk
+from durable.writer import Note, RunWriter
+
+
+class CallRecord:
+    """The tool calls of one attempt.
+
+    Args:
+        writer: Writes to the run's log, under the attempt's lease.
+        translator: Knows which outcomes the log has.
+        entries: The run's ledger.
+        max_result_bytes: How large an entry may be.
+        probe: Passed at each point.
+
+    Attributes:
+        step: The step that is under way, from 1; 0 before the first.
+        advanced: Whether this attempt has got the run on, by an outcome or otherwise.
+    """
+
+    def __init__(
+        self,
+        writer: RunWriter,
+        translator: Translator,
+        entries: dict[str, bytes],
+        max_result_bytes: int,
+        probe: Probe,
+    ) -> None:
+        self.step = 0
+        self.advanced = False
+        self._writer = writer
+        self._translator = translator
+        self._entries = entries
+        self._max_result_bytes = max_result_bytes
+        self._probe = probe
+        self._failures: dict[str, tuple[int, ToolFailure, Json]] = {}
+
+    def reason(self, error: BaseException) -> BaseException:
+        """Why the run fails: the failure of a tool, if this is what it raised."""
+        return next((failure for _, failure, _ in self._failures.values() if failure.__cause__ is error), error)
+
+    def known(self, tool_call_id: str, round_: int) -> bytes | None:
+        """The ledger entry of a call of this step."""
+        return self._entries.get(ledger.key(self.step, tool_call_id, round_))
+
+    def newest(self, tool_call_id: str) -> bytes | None:
+        """The ledger entry of its last round."""
+        found, round_ = None, 0
+        while (entry := self.known(tool_call_id, round_)) is not None:
+            found, round_ = entry, round_ + 1
+        return found
+
+    async def started(self, tool_call_id: str, round_: int) -> None:
+        """Enter a call as started, and wait until that is stored."""
+        self._probe(Point.TOOL_START_BEFORE)
+        field = ledger.key(self.step, tool_call_id, round_)
+        self._writer.note(Note(field=field, value=ledger.STARTED, progress=False))
+        await self._writer.flush()
+        self._probe(Point.TOOL_START_AFTER)
+
+    def ended(
+        self,
+        tool_call_id: str,
+        round_: int,
+        name: str,
+        outcome: ledger.Outcome,
+        entry: bytes,
+        approval: Approval | None,
+    ) -> None:
+        """Record what a tool returned or told the model, with its chunk."""
+        if outcome.retry is not None:
+            part: Any = ToolReturnPart(
+                tool_name=name, content=outcome.retry, tool_call_id=tool_call_id, outcome="retried"
+            )
+        elif outcome.failed is not None:
+            part = ToolReturnPart(tool_name=name, content=outcome.failed, tool_call_id=tool_call_id, outcome="failed")
+        else:
+            value = getattr(outcome.value, "return_value", outcome.value)
+            part = ToolReturnPart(tool_name=name, content=value, tool_call_id=tool_call_id)
+        chunk = outcome_chunk(part)
+        if approval is not None and isinstance(chunk, ToolResult):
+            chunk.payload.approval = approval
+        self._record(tool_call_id, round_, chunk, entry)
+
+    def denied(self, tool_call_id: str) -> None:
+        """The log has the end of a call that was declined."""
+        self._translator.recorded(tool_call_id)
+
+    def failed(self, tool_call_id: str, round_: int, failure: ToolFailure, entry: bytes) -> None:
+        """Record that a tool raised, or that nobody knows what it did."""
+        name = type(failure.__cause__).__name__ if failure.__cause__ else None
+        error = ErrorInfo(code=failure.code, message=failure.message)
+        payload = ToolErrorPayload(
+            tool_call_id=tool_call_id,
+            tool_name=failure.tool_name,
+            error=error.model_copy(update={"name": name}) if name else error,
+        )
+        self._record(tool_call_id, round_, ToolError(payload=payload), entry)
+
+    def ends(self, tool_call_id: str, round_: int, failure: ToolFailure, aside: Json) -> None:
+        """The failure of a call, and what it did beside. It ends the run, unless a hook makes something of it."""
+        self._failures[tool_call_id] = round_, failure, aside
+
+    def healed(self, tool_call_id: str, outcome: ledger.Outcome) -> None:
+        """What a call came to with all hooks: recorded if it had failed."""
+        failed = self._failures.pop(tool_call_id, None)
+        if failed is None:
+            return
+        round_, _, aside = failed
+        try:
+            entry = ledger.encode(replace(outcome, aside=aside))
+        except ToolResultInvalid:
+            return  # the hook is asked again, as long as this step lasts
+        if len(entry) <= self._max_result_bytes:
+            self._writer.note(Note(field=ledger.key(self.step, tool_call_id, round_), value=entry))
+
+    def _record(self, tool_call_id: str, round_: int, chunk: Chunk, entry: bytes) -> None:
+        self._probe(Point.TOOL_END_BEFORE)
+        self._translator.recorded(tool_call_id)
+        field = ledger.key(self.step, tool_call_id, round_)
+        self._writer.write(chunk, Note(field=field, value=entry))
+        self.advanced = True
+        self._probe(Point.TOOL_END_AFTER)
