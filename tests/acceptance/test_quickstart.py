@@ -46,6 +46,7 @@ def test_the_program_with_the_client(page: Page, served: Deployment) -> None:
     assert streamed == output == '{"visits":3}'
 
 
+@pytest.mark.timeout(150)
 def test_the_commands(page: Page, served: Deployment) -> None:
     verbs = [line for line in page.commands("durable") if not line.startswith(("durable dev", "durable api"))]
     assert len(verbs) >= 8

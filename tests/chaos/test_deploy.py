@@ -55,6 +55,7 @@ class Callers:
         return (await self.backend.runs.get(run_id)).status.ended
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(180)
 async def test_a_deploy_of_ten_workers_one_by_one_repeats_nothing(own_redis: PrivateRedis, tmp_path: Path) -> None:
     env = {

@@ -25,6 +25,7 @@ FLOOR: Final = {
 }
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(120)
 async def test_whatever_is_killed_every_run_ends_and_its_log_is_one() -> None:
     async with KillLoop(Plan(seconds=28, seed=SEED, stuck=30, floor=FLOOR)) as loop:
