@@ -32,7 +32,9 @@ test: $(INSTALLED) ## Run the test suite (ARGS="tests/unit -x" narrows it)
 
 # What is left out says that a run has one attempt: two tests, and those that are marked.
 test-resume: $(INSTALLED) ## Run the functional tests with every run given back and resumed after each step
-	@DURABLE_TEST_ALWAYS_RESUME=1 $(BIN)/pytest -m "not of_an_attempt" tests/integration/test_parity.py tests/chaos/test_always_resume.py \
+	@DURABLE_TEST_ALWAYS_RESUME=1 $(BIN)/pytest -n 2 --dist worksteal -m "not of_an_attempt" tests/integration/test_parity.py tests/chaos/test_always_resume.py \
+		tests/integration/test_decisions.py tests/integration/test_conversations.py tests/integration/test_completion.py \
+		tests/integration/test_budgets.py tests/integration/test_cancel.py tests/acceptance/test_budgets.py \
 		tests/acceptance/test_api.py tests/acceptance/test_providers.py tests/acceptance/test_any_input.py \
 		tests/acceptance/test_event_source.py tests/acceptance/test_bad_input.py \
 		--deselect tests/acceptance/test_api.py::TestRun::test_an_ended_run_tells_all_about_itself \

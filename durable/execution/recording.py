@@ -34,7 +34,7 @@ from durable.execution.failures import ToolFailure, places
 from durable.execution.patience import ToolTimedOut, Voice, timeout_of
 from durable.execution.record import CallRecord
 from durable.execution.waits import DECLINED, Waits, options_of, others_decide, tag
-from durable.suspension import APPROVAL_SCHEMA, Suspension, read_deferral
+from durable.suspension import Suspension, read_deferral
 from durable.tool_options import OnToolError
 from durable.tools import CALL, ToolContext
 
@@ -144,8 +144,8 @@ class RecordingToolset(WrapperToolset[Any]):
         if interrupted:
             match options.get("on_crash", "retry"):
                 case "ask":
-                    payload = {"reason": "outcome_unknown", "message": UNKNOWN}
-                    return Suspension(kind="approval", payload=payload, schema_=APPROVAL_SCHEMA)
+                    question = ApprovalRequired({"reason": "outcome_unknown", "message": UNKNOWN})
+                    return read_deferral(question, options)
                 case "retry":
                     return None
                 case _:

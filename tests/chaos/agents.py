@@ -271,8 +271,9 @@ careful = create_evented_agent(
 )
 
 
+_asking = {"durable": {"on_crash": "ask", "expires_in": 3600}}
 doubting = create_evented_agent(
-    Agent(scripted(_charging), name="doubting", tools=[Tool(charge, metadata={"durable": {"on_crash": "ask"}}), fetch])
+    Agent(scripted(_charging), name="doubting", tools=[Tool(charge, metadata=_asking), fetch])
 )
 
 

@@ -114,6 +114,7 @@ class TestWhatCarriesOver:
         [[call]] = await decisions.calls([run_id])
         assert (call.tool_call_id, call.question.kind) == ("c1", "approval")
         assert call.question.payload["reason"] == "outcome_unknown"
+        assert call.until is not None, "the tool's deadline counts for this question, too"
         assert len(stage.effects(run_id, "charge")) == 1
         await decisions.decide(run_id, "c1", Answer(kind=answer))
         assert stage.resume(run_id) == "completed"

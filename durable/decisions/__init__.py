@@ -1,0 +1,21 @@
+"""Answers from outside to tool calls that wait: who may be asked, what was answered, and that it is answered once."""
+
+from durable.decisions.answers import DEADLINE, LARGEST_ANSWER, LONGEST_ACTOR, LONGEST_REASON
+from durable.decisions.calls import Answer, Call, Question, read_answers, read_calls, verbs_of
+from durable.decisions.decisions import OUT_OF_TIME, Decisions, with_calls
+
+__all__ = [
+    "Answer",
+    "Call",
+    "DEADLINE",
+    "Decisions",
+    "LARGEST_ANSWER",
+    "LONGEST_ACTOR",
+    "LONGEST_REASON",
+    "OUT_OF_TIME",
+    "Question",
+    "read_answers",
+    "read_calls",
+    "verbs_of",
+    "with_calls",
+]

@@ -1,0 +1,68 @@
+"""What is an answer to what is asked: the right verb, of a size that can be kept, and fitting the schema."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import orjson
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError
+from referencing import Registry
+from referencing.exceptions import Unresolvable
+
+from durable.chunks.base import Json
+from durable.decisions.calls import Answer, Question, verbs_of
+from durable.errors import InvalidRequest, RequestTooLarge
+from durable.runs.collection import as_json
+
+DEADLINE: Final = "deadline"
+"""The actor of an answer that nobody gave in time."""
+LARGEST_ANSWER: Final = 262_144
+"""Bytes of an answer's JSON, at most."""
+LONGEST_REASON: Final = 1000
+LONGEST_ACTOR: Final = 200
+"""Characters of what is said of an answer, at most."""
+
+
+def check_answer(asked: Question, answer: Answer) -> None:
+    """Refuse what is no answer to what is asked, or what nobody outside may say.
+
+    Raises:
+        InvalidRequest: It is not one, or does not fit its schema.
+        RequestTooLarge: It is larger than `LARGEST_ANSWER`.
+    """
+    verbs = verbs_of(asked.kind)
+    if answer.kind not in verbs:
+        raise InvalidRequest(f"This call can be answered by: {', '.join(verbs)}.")
+    if len(answer.actor or "") > LONGEST_ACTOR or len(answer.reason or "") > LONGEST_REASON:
+        raise InvalidRequest(f"A reason has {LONGEST_REASON} characters, at most, and an actor {LONGEST_ACTOR}.")
+    if answer.actor == DEADLINE:
+        raise InvalidRequest("This actor stands for nobody's answer.", field="actor")
+    with as_json():
+        stored = answer.to_json()
+    if len(stored) > LARGEST_ANSWER:
+        raise RequestTooLarge(f"An answer has {LARGEST_ANSWER} bytes, at most.")
+    # What is stored is looked at: it may differ from what was given, as a number that JSON does not have.
+    values = orjson.loads(stored)
+    if answer.kind == "approve" and answer.args is not None:
+        _fits(values["args"], asked.args_schema, "args")
+    if answer.kind == "resume":
+        _fits(values.get("data"), asked.resume_schema, "data")
+
+
+def _fits(value: Json, schema: dict[str, Json], name: str) -> None:
+    """Refuse a value that does not fit its schema, without repeating the value."""
+    try:
+        # A registry of its own: nothing is fetched from anywhere.
+        problems = list(Draft202012Validator(schema, registry=Registry()).iter_errors(value))[:20]
+    except (SchemaError, Unresolvable, RecursionError) as error:
+        raise InvalidRequest("The schema of the answer can't be used.") from error
+    if problems:
+        issues = [
+            {
+                "field": ".".join([name, *(str(part)[:50] for part in problem.absolute_path)]),
+                "message": f"does not fit {problem.validator!r}",
+            }
+            for problem in problems
+        ]
+        raise InvalidRequest("The answer does not fit its schema.", issues=issues)
