@@ -104,6 +104,7 @@ class Hub:
         self._pubsub: PubSub | None = None
         self._subscribed: set[str] = set()
         self._wanted = asyncio.Event()
+        self._renewed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def stop(self) -> None:
@@ -153,9 +154,23 @@ class Hub:
             if self._pubsub is None:
                 await self._connect()
             elif channel not in self._subscribed:
-                await self._pubsub.subscribe(channel)
-                self._subscribed.add(channel)
+                await self._add(self._pubsub, channel)
             self._start()
+        async with self._store.guard():
+            await self._renewed.wait()
+
+    async def _add(self, pubsub: PubSub, channel: str) -> None:
+        """Subscribe to one channel more. If the connection was closed and nobody has noticed yet, whoever listens on it
+        is told, and will open another one, with all that is followed by then. The lock is held."""
+        try:
+            await pubsub.subscribe(channel)
+        except PASSING:
+            self._subscribed.clear()
+            self._renewed.clear()
+            if pubsub.connection is not None:
+                await pubsub.connection.disconnect(nowait=True)
+        else:
+            self._subscribed.add(channel)
 
     async def _unsubscribe(self, channel: str) -> None:
         try:
@@ -181,7 +196,7 @@ class Hub:
                     await self._reconnect()
                     continue
                 message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=None)
-            except PASSING as error:
+            except Exception as error:  # noqa: BLE001 - the connection may be closed in the middle of anything
                 log.warning("following is interrupted: %s", type(error).__name__)
                 self._pubsub = None
                 if pubsub is not None:
@@ -211,6 +226,7 @@ class Hub:
             await close_pubsub(pubsub)
             raise
         self._pubsub, self._subscribed = pubsub, set(channels)
+        self._renewed.set()
         self._stir_all()
 
     def _deliver(self, channel: str, data: bytes) -> None:

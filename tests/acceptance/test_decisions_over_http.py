@@ -149,6 +149,7 @@ class TestInbox:
         assert {call["agent"] for call in mine} == {"gated"}
         assert sorted(mine, key=lambda call: str(call["since"])) == mine
         assert inbox(caller, agent="scripted") == {"pending": [], "next": None}
+        wait_for(lambda: caller.look(runs[0])["status"] == "suspended", what="the first run to wait again")
         listed = caller.get("/v1/runs", params={"status": "suspended", "agent": "gated", "limit": 200}).json()["runs"]
         assert [len(run["pending"]) for run in listed if run["runId"] in runs] == [2, 1]
         for run_id in runs:

@@ -10,6 +10,7 @@ from contextlib import aclosing
 from typing import Any, cast
 
 import pytest
+from redis.exceptions import ConnectionError as Disconnected
 
 from durable import observer
 from durable.dev.redis_server import PrivateRedis
@@ -252,6 +253,24 @@ async def test_the_hub_hears_again_after_its_connection_was_closed(own_redis: Pr
             await heard(bench, writer, 1)
             await end(writer)
         await asyncio.gather(*readers)
+
+
+async def test_a_reader_that_comes_before_anybody_noticed_a_closed_connection_is_served(
+    own_redis: PrivateRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def closed(*_: str) -> None:
+        raise Disconnected("closed")
+
+    async with Workbench(on(own_redis.url)) as bench:
+        first, second = await bench.writer(), await bench.writer()
+        readers = [asyncio.ensure_future(see(bench, first.lease.run_id))]
+        await heard(bench, first, 1)
+        monkeypatch.setattr(bench.hub._pubsub, "subscribe", closed)
+        readers.append(asyncio.ensure_future(see(bench, second.lease.run_id)))
+        for writer in (first, second):
+            await heard(bench, writer, 1)
+            await end(writer)
+        assert await asyncio.gather(*readers) == [await bench.wire(item.lease.run_id) for item in (first, second)]
 
 
 async def test_the_hub_hears_again_after_its_connection_was_closed_while_nobody_read(own_redis: PrivateRedis) -> None:
