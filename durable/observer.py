@@ -12,7 +12,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from redis.asyncio.client import PubSub
 
@@ -150,13 +150,13 @@ class Hub:
 
     async def _subscribe(self, channel: str) -> None:
         # One subscribe at a time: redis-py opens a connection for each of two concurrent ones.
-        async with self._lock, self._store.guard():
-            if self._pubsub is None:
-                await self._connect()
-            elif channel not in self._subscribed:
-                await self._add(self._pubsub, channel)
-            self._start()
         async with self._store.guard():
+            async with self._lock:
+                if self._pubsub is None:
+                    await self._connect()
+                elif channel not in self._subscribed:
+                    await self._add(self._pubsub, channel)
+                self._start()
             await self._renewed.wait()
 
     async def _add(self, pubsub: PubSub, channel: str) -> None:
@@ -167,8 +167,9 @@ class Hub:
         except PASSING:
             self._subscribed.clear()
             self._renewed.clear()
-            if pubsub.connection is not None:
-                await pubsub.connection.disconnect(nowait=True)
+            connection = cast("Any", pubsub).connection
+            if connection is not None:
+                await connection.disconnect(nowait=True)
         else:
             self._subscribed.add(channel)
 

@@ -13,12 +13,11 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, cast
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from durable.decisions import DEADLINE, OUT_OF_TIME, Answer, Decisions
 from durable.errors import (
     AlreadyDecided,
-    DurableError,
     RunEnded,
     RunExpired,
     StoreUnavailable,
@@ -84,7 +83,7 @@ class Sweeper:
             try:
                 if await self._is_due() and await self._trustworthy():
                     await self.sweep()
-            except (DurableError, RedisError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it was, lost runs must be looked for again
                 log.warning("the sweep is postponed: %s", type(error).__name__)
             pause = self._settings.sweep_seconds
             await asyncio.sleep(max(pause / 2, begun + pause - time.monotonic()))
@@ -131,12 +130,12 @@ class Sweeper:
         """Nobody has answered a call in time: do what its tool wants then."""
         log.info("run %s: nobody answered a call in time: %s", run_id, what)
         try:
-            if what == "cancel":
+            reason = OUT_OF_TIME if what == "decline" else None
+            answer = Answer(kind="fail" if what == "cancel" else what, reason=reason, actor=DEADLINE)
+            record = await self._decisions.decide(run_id, call, answer, due=True)
+            if what == "cancel" and await self._decisions.is_expired(run_id, call):
                 await self._runs.cancel(run_id, reason=OUT_OF_TIME, actor=DEADLINE)
                 return 0
-            reason = OUT_OF_TIME if what == "decline" else None
-            answer = Answer(kind=what, reason=reason, actor=DEADLINE)
-            record = await self._decisions.decide(run_id, call, answer, due=True)
         except (UnknownRun, RunExpired, UnknownCall, RunEnded, AlreadyDecided):
             return 0  # somebody was faster
         if record is None:

@@ -38,6 +38,7 @@ class ToolContext:
         loop: The event loop of the run.
         resumed: Whether it was suspended, and is called again with data.
         resume: That data.
+        expired: Whether it was suspended with `on_expiry="approve"`, and nobody has given it data in time.
     """
 
     run_id: str
@@ -50,6 +51,7 @@ class ToolContext:
     loop: asyncio.AbstractEventLoop
     resumed: bool = False
     resume: Json = None
+    expired: bool = False
 
 
 CALL: Final[ContextVar[ToolContext]] = ContextVar("durable_tool_call")

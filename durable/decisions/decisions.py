@@ -6,6 +6,7 @@ executes its other calls, and the same answer again is no error, however often a
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from contextlib import aclosing
@@ -21,7 +22,7 @@ from durable.chunks import (
     ToolOutputDeniedPayload,
     encode_body,
 )
-from durable.decisions.answers import check_answer
+from durable.decisions.answers import DEADLINE, check_answer
 from durable.decisions.calls import Answer, Call, read_answers, read_calls
 from durable.errors import AlreadyDecided, RunEnded, UnknownCall
 from durable.positions import Position, batches
@@ -33,9 +34,15 @@ from durable.store import Store, text
 from durable.suspension import OnExpiry
 from durable.views import InboxCall, RunView
 
+log = logging.getLogger(__name__)
+
 OUT_OF_TIME: Final = "Nobody answered in time."
 
 _MEMBER: Final = re.compile(rf"{RUN_ID.pattern}:.*", re.ASCII | re.DOTALL)
+
+
+class Unreadable:
+    """Stands for a call that this version can't read: it is left to one that can."""
 
 
 class Decisions:
@@ -91,13 +98,15 @@ class Decisions:
                 calls = await self._each(places)
                 await self._forget(index, [at.member for at, call in zip(batch, calls, strict=True) if call is None])
                 for position, (run_id, _), call in zip(batch, places, calls, strict=True):
-                    if call is not None and call.answer is None and agent in {"", call.question.agent}:
+                    if isinstance(call, Call) and call.answer is None and agent in {"", call.question.agent}:
                         found.append(call.inbox(run_id))
                         if len(found) == limit:
                             return found, str(position)
         return found, None
 
-    async def decide(self, run_id: str, tool_call_id: str, answer: Answer, *, due: bool = False) -> RunRecord | None:
+    async def decide(  # noqa: C901 - one verdict of the script after the other
+        self, run_id: str, tool_call_id: str, answer: Answer, *, due: bool = False
+    ) -> RunRecord | None:
         """Answer a call, once. Returns the run when it has to be woken, else None.
 
         Args:
@@ -114,8 +123,13 @@ class Decisions:
             RunEnded: The run ended before the call was answered.
             StoreUnavailable: Redis does not answer.
         """
+        asked: Call | None = None
         while True:
             call = await self._call(run_id, tool_call_id)
+            asked = asked or call
+            if (call.step, call.round) != (asked.step, asked.round):
+                await self._compare(run_id, asked, answer)
+                return None
             if call.answer is None and not due:
                 check_answer(call.question, answer)
             verdict, *more = await self._apply(run_id, call, answer, due=due)
@@ -135,6 +149,15 @@ class Decisions:
                     if decided.answer is not None:
                         raise AlreadyDecided(decision=decided.decision().model_dump(mode="json", by_alias=True))
 
+    async def is_expired(self, run_id: str, tool_call_id: str) -> bool:
+        """Whether a call was answered by its deadline.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        [call] = await self._each([(run_id, tool_call_id)])
+        return isinstance(call, Call) and call.answer is not None and call.answer.actor == DEADLINE
+
     async def due(self, limit: int) -> list[tuple[str, str, OnExpiry]]:
         """Calls whose deadline has passed: run, call, and what happens then. One that is gone leaves the list.
 
@@ -150,12 +173,16 @@ class Decisions:
             )
         places = [_place(text(member)) for member in members]
         calls = await self._each(places)
-        gone = [member for member, call in zip(members, calls, strict=True) if call is None or call.answer is not None]
+        gone = [
+            member
+            for member, call in zip(members, calls, strict=True)
+            if call is None or (isinstance(call, Call) and call.answer is not None)
+        ]
         await self._forget(keys.deadlines, gone)
         return [
             (run_id, call_id, call.question.on_expiry)
             for (run_id, call_id), call in zip(places, calls, strict=True)
-            if call is not None and call.answer is None
+            if isinstance(call, Call) and call.answer is None
         ]
 
     async def _apply(self, run_id: str, call: Call, answer: Answer, *, due: bool) -> list[Any]:
@@ -193,28 +220,38 @@ class Decisions:
             ),
         )
 
+    async def _compare(self, run_id: str, asked: Call, answer: Answer) -> None:
+        """Judge an answer to a question that was answered meanwhile, and followed by another about the same call."""
+        name = ledger.answer_key(asked.step, asked.tool_call_id, asked.round)
+        async with self._store.guard():
+            stored = await self._store.redis.hget(self._store.keys.ledger(run_id), name)
+        if stored is None:
+            raise UnknownCall
+        given = Answer.model_validate_json(stored)
+        if given.digest() != answer.digest():
+            by = {"actor": given.actor} if given.actor else {}
+            raise AlreadyDecided(decision={"decision": given.kind, **by})
+
     async def _call(self, run_id: str, tool_call_id: str) -> Call:
         [call] = await self._each([(run_id, tool_call_id)])
-        if call is None:
-            await self._runs.get(run_id)
-            raise UnknownCall
-        return call
+        if isinstance(call, Call):
+            return call
+        await self._runs.get(run_id)
+        raise UnknownCall
 
     async def _forget(self, index: str, members: Sequence[str | bytes]) -> None:
         if members:
             async with self._store.guard():
                 await self._store.redis.zrem(index, *members)
 
-    async def _each(self, places: Sequence[tuple[str, str]]) -> list[Call | None]:
+    async def _each(self, places: Sequence[tuple[str, str]]) -> list[Call | Unreadable | None]:
         if not places:
             return []
         async with self._store.guard(), self._store.redis.pipeline(transaction=False) as pipe:
             for run_id, call in places:
                 pipe.hmget(self._store.keys.calls(run_id), [f"s:{call}", f"c:{call}", f"t:{call}", f"d:{call}"])
             rows = await pipe.execute()
-        return [
-            Call.read(call, *row) if row[0] is not None else None for (_, call), row in zip(places, rows, strict=True)
-        ]
+        return [_read(place, row) if row[0] is not None else None for place, row in zip(places, rows, strict=True)]
 
 
 def with_calls(view: RunView, calls: Sequence[Call]) -> RunView:
@@ -234,6 +271,15 @@ def _chunk(call: Call, answer: Answer) -> Chunk:
         return ToolOutputDenied(payload=ToolOutputDeniedPayload(**names, args=call.question.args, approval=approval))
     edited = {} if answer.args is None else {"args": answer.args}
     return ToolCallDecided(payload=ToolCallDecidedPayload(**names, decision=answer.kind, **edited, **actor))
+
+
+def _read(place: tuple[str, str], row: Sequence[bytes]) -> Call | Unreadable:
+    run_id, call = place
+    try:
+        return Call.read(call, *row)
+    except (ValueError, TypeError) as error:  # pydantic's is a ValueError
+        log.warning("run %s: a call that waits can't be read: %s", run_id, type(error).__name__)
+        return Unreadable()
 
 
 def _place(member: str) -> tuple[str, str]:

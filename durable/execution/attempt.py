@@ -30,7 +30,7 @@ from durable.chunks import (
     StartPayload,
 )
 from durable.definition import AgentDefinition, RunInfo
-from durable.errors import LeaseLost, StoreUnavailable
+from durable.errors import LeaseLost
 from durable.execution.budget import Budget, BudgetSpent
 from durable.execution.dependencies import dependencies
 from durable.execution.failures import describe, places
@@ -282,13 +282,15 @@ class Attempt:
         """Somebody answered a call of the run that waits."""
         try:
             await self._turn.waits.look()
-        except StoreUnavailable:
-            return  # it is seen at the latest when the run is to be suspended
+        except Exception as error:  # noqa: BLE001 - who listens for all runs must not end because of one
+            log.warning("run %s: its answers can't be read: %s", self.run_id, type(error).__name__)
 
     async def _spent(self, reached: BudgetReachedPayload) -> Outcome:
         """The run has used up a budget: it ends, or waits until that is raised."""
         if self._budget.ends:
-            return await self._settle(self._completed(TurnEnd(MISSING, limited=False, budget=reached)))
+            # In the middle of a step: nobody has judged what the model said last.
+            guarded = bool(self._definition.output_guardrails)
+            return await self._settle(self._completed(TurnEnd(MISSING, budget=reached), withheld=guarded))
         fields: dict[str, Arg] = {"reason": BUDGET_REACHED, "budget": reached.model_dump_json(by_alias=True)}
         return await self._suspend(fields, BudgetReached(payload=reached))
 
@@ -324,8 +326,8 @@ class Attempt:
             case _:
                 return await self._hand_over()
 
-    def _completed(self, end: TurnEnd) -> tuple[Ending, list[Chunk]]:
-        text, extra = last_text(self._turn.messages), {}
+    def _completed(self, end: TurnEnd, *, withheld: bool = False) -> tuple[Ending, list[Chunk]]:
+        text, extra = "" if withheld else last_text(self._turn.messages), {}
         fields: dict[str, bytes | str] = {} if end.reason is None else {"reason": end.reason}
         if end.tripped is not None:
             fields = {"reason": "tripwire", "tripwire": orjson.dumps(end.tripped.told)}

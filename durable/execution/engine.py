@@ -11,6 +11,7 @@ import os
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -42,6 +43,13 @@ LISTEN_SECONDS: Final = 5.0
 """How long cancels may be silent before the runs' records are asked."""
 
 Redispatch = Callable[[RunRecord], Awaitable[None]]
+
+
+@dataclass(eq=False)
+class _Slot:
+    """A run that is under way here; its attempt is made after it was claimed."""
+
+    attempt: Attempt | None = None
 
 
 class Engine:
@@ -82,7 +90,7 @@ class Engine:
         self._appender = Appender(store, settings, probe)
         self._keeper = LeaseKeeper(store, settings, on_stall)
         self._isolation = Isolation(PATIENCE * settings.lease_seconds)
-        self._attempts: dict[str, Attempt | None] = {}
+        self._attempts: dict[str, _Slot] = {}
         self._claiming = 0
         self._early_cancels: set[str] = set()
         self._changed = asyncio.Event()
@@ -170,9 +178,9 @@ class Engine:
             log.info("run %s is not executed here: %s", run_id, lease.reason)
             return None
         self._keeper.add(lease)
-        self._attempts[run_id] = None
+        slot = self._attempts[run_id] = _Slot()
         try:
-            outcome = await self._attempt(lease, on_progress)
+            outcome = await self._attempt(lease, slot, on_progress)
         except asyncio.CancelledError:
             await asyncio.shield(self._hand_back(lease))
             raise
@@ -180,8 +188,10 @@ class Engine:
         # and so might go on for ever.
         finally:
             self._keeper.remove(lease)
-            attempt = self._attempts.pop(run_id, None)
+            if self._attempts.get(run_id) is slot:  # an attempt that was slow to stop may have had a successor here
+                del self._attempts[run_id]
             self._changed.set()
+        attempt = slot.attempt
         if outcome is Outcome.HANDED_BACK:
             await self._hand_back(lease)
         elif outcome is Outcome.POSTPONED and attempt is not None and attempt.postponed is not None:
@@ -193,7 +203,7 @@ class Engine:
 
     def cancel(self, run_id: str) -> None:
         """End a run as cancelled, if it is executed here."""
-        attempt = self._attempts.get(run_id)
+        attempt = self._attempt_of(run_id)
         if attempt is not None:
             attempt.stop(Stop.CANCEL)
         elif run_id in self._attempts or self._isolation.awaits(run_id):
@@ -201,7 +211,7 @@ class Engine:
 
     def hand_back(self, run_id: str) -> None:
         """Give a run back to the queue, if it is executed here."""
-        attempt = self._attempts.get(run_id)
+        attempt = self._attempt_of(run_id)
         if attempt is not None:
             attempt.stop(Stop.HAND_BACK)
 
@@ -221,37 +231,44 @@ class Engine:
 
     def _make_room(self) -> None:
         """Have the runs under way handed back between two steps."""
-        for attempt in self._attempts.values():
+        for attempt in [slot.attempt for slot in self._attempts.values()]:
             if attempt is not None:
                 attempt.yield_soon()
+
+    def _attempt_of(self, run_id: str) -> Attempt | None:
+        slot = self._attempts.get(run_id)
+        return None if slot is None else slot.attempt
 
     async def _nothing_under_way(self) -> None:
         while self._attempts or self._claiming:
             self._changed.clear()
             await self._changed.wait()
 
-    async def _attempt(self, lease: Lease, on_progress: Callable[[], None]) -> Outcome:
+    async def _attempt(self, lease: Lease, slot: _Slot, on_progress: Callable[[], None]) -> Outcome:
         record = await self._runs.get(lease.run_id)
         writer = RunWriter(self._appender, lease)
         writer.on_progress = on_progress
         request, start, hopeless = await self._load(record, lease)
         threads = self._threads.of_attempt()
-        attempt = Attempt(
+        make = partial(
+            Attempt,
             self._definitions[record.agent],
             record,
-            request,
-            start,
-            writer,
-            self._settings,
+            writer=writer,
+            settings=self._settings,
             asked=partial(self._asked, lease.run_id),
             read_answers=partial(self._decisions.answers, lease.run_id),
             suspend=partial(suspend, self._store, lease),
-            hopeless=hopeless,
             threads=threads,
             probe=self._probe,
         )
+        try:
+            attempt = make(request, start, hopeless=hopeless)
+        except Exception as error:  # noqa: BLE001 - as in `_load`: it would be tried, and fail so, for ever
+            log.warning("run %s can't be set up: %s at %s", record.run_id, type(error).__name__, places(error))
+            attempt = make(RunRequest(), StartPoint(Conversation(None, [], None)), hopeless=hopeless or UNREADABLE)
         lease.on_lost = writer.on_fenced = lambda: attempt.stop(Stop.LOST)
-        self._attempts[lease.run_id] = attempt
+        slot.attempt = attempt
         with Agent.using_thread_executor(threads):
             task = attempt.start()
         if lease.lost:
@@ -344,7 +361,7 @@ class Engine:
         if cancelled:
             self.cancel(run_id)
             return
-        attempt = self._attempts.get(run_id)
+        attempt = self._attempt_of(run_id)
         if attempt is not None:
             await attempt.look()
 
@@ -358,7 +375,7 @@ class Engine:
                 pipe.hmget(self._store.keys.run(run_id), ["cancelRequested", "decisions"])
             found = await pipe.execute()
         for run_id, (cancelled, decisions) in zip(run_ids, found, strict=True):
-            attempt = self._attempts.get(run_id)
+            attempt = self._attempt_of(run_id)
             if cancelled is not None:
                 self.cancel(run_id)
             elif attempt is not None and int(decisions or 0) > attempt.seen:

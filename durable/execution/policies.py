@@ -24,7 +24,8 @@ class ApprovalPolicies:
     """
 
     def __init__(self, definition: AgentDefinition, *, asked: bool | str | None) -> None:
-        own: ApprovalPolicy = definition.approval_policies[asked] if isinstance(asked, str) else bool(asked)
+        # A policy that this version of the agent has no more: all calls are asked about.
+        own: ApprovalPolicy = definition.approval_policies.get(asked, True) if isinstance(asked, str) else bool(asked)
         self._policies: tuple[ApprovalPolicy, ...] = (definition.require_tool_approval, own)
 
     async def apply(self, ctx: RunContext[Any], tool: ToolDefinition, args: dict[str, Any]) -> bool:

@@ -64,6 +64,7 @@ class _Call:
         answer: The last of them.
         resumed: Whether that brought data.
         data: The data.
+        expired: Whether nobody has given any in time.
     """
 
     id: str
@@ -75,6 +76,7 @@ class _Call:
     answer: Answer | None = None
     resumed: bool = False
     data: Any = None
+    expired: bool = False
 
 
 @dataclass
@@ -168,7 +170,7 @@ class RecordingToolset(WrapperToolset[Any]):
         aside, did = self.asides.begin(call.ctx), None
         context = self.context(call.id, call.name)
         voice = Voice(context.write)
-        context = replace(context, resumed=call.resumed, resume=call.data, write=voice)
+        context = replace(context, resumed=call.resumed, resume=call.data, expired=call.expired, write=voice)
         token = CALL.set(context)
         try:
             try:
@@ -216,7 +218,7 @@ class RecordingToolset(WrapperToolset[Any]):
         if waits.kind == "external":
             return self._deliver(call, answer.data)
         if waits.kind == "resume":
-            call.resumed, call.data = True, answer.data
+            call.resumed, call.data, call.expired = answer.kind == "resume", answer.data, answer.kind == "approve"
         else:
             call.ctx = replace(call.ctx, tool_call_approved=True)
             if answer.args is not None:

@@ -187,7 +187,7 @@ class Turn:
         if self._start.progress is None and (tripped := await judgement.admit(self._asked())) is not None:
             return TurnEnd(MISSING, tripped=tripped)
         end = await self._loop(deps, judgement)
-        output = last_text(self.messages) if end.limited else end.output
+        output = last_text(self.messages) if end.output is MISSING else end.output
         withheld = self.translator.output_calls
         tripped = await judgement.release(self.record.step, output, self.messages, withheld, self._first)
         if tripped is None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
-from pydantic_ai import Agent
+from pydantic_ai import Agent, Tool
 from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, ToolCallPart, UserPromptPart
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
 
@@ -533,3 +533,29 @@ async def test_a_run_that_is_being_judged_can_be_cancelled(connected: Connected,
 def test_what_can_not_judge_is_refused_at_once(make: Callable[[], Any]) -> None:
     with pytest.raises(ConfigurationError):
         make()
+
+
+@pytest.mark.parametrize("limits", [{"max_tokens": 1}, {"max_seconds": 0.3}], ids=str)
+async def test_a_budget_is_no_way_around_an_output_guardrail(settings: Settings, limits: dict[str, Any]) -> None:
+    async def respond(messages: list[ModelMessage], _: AgentInfo) -> AsyncIterator[str | DeltaToolCalls]:
+        yield "a secret"
+        if len(messages) == 1:
+            yield {1: DeltaToolCall(name="look", json_args="{}", tool_call_id="c1")}
+        else:
+            await asyncio.sleep(30)
+
+    async def no_secrets(_: JudgeContext, output: Any) -> Tripwire | None:
+        return Tripwire("a secret") if "secret" in output else None
+
+    agent = Agent(FunctionModel(stream_function=respond), name="guarded", tools=[Tool(lambda: "seen", name="look")])
+    durable = create_durable_agent(agent, cache=settings, output_guardrails=[no_secrets])
+    try:
+        handle = await durable.stream("tell", on_budget="end", **limits)
+        async with asyncio.timeout(15):
+            chunks = [chunk async for chunk in handle.observe()]
+        view = await handle.status()
+    finally:
+        await durable.aclose()
+    assert view.status == "completed"
+    assert view.output in {None, ""}
+    assert "secret" not in str(chunks[-1].to_wire()["payload"]["output"].get("text"))

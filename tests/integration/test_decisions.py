@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from pydantic import BaseModel
@@ -20,9 +20,13 @@ from pydantic_ai.usage import RequestUsage
 
 from durable import DurableAgent, RunHandle, create_durable_agent, resume_data, suspend, tool_context
 from durable.decisions import Answer, Decisions
+from durable.definition import define
 from durable.errors import AlreadyDecided, InvalidRequest, RunEnded, RunFailed, StoreUnavailable, UnknownCall
+from durable.execution.policies import ApprovalPolicies
 from durable.execution.waits import Waits
+from durable.runs import Runs
 from durable.settings import Settings
+from durable.store import Store
 from durable.suspension import RunSuspended
 from tests.conftest import eventually
 
@@ -628,3 +632,76 @@ async def test_a_call_that_is_declined_between_two_looks_ends_once(
     assert [kind for kind in seen if kind in {"tool-output-denied", "tool-error", "tool-result"}] == [
         "tool-output-denied"
     ]
+
+
+async def test_an_answer_to_a_question_that_was_answered_meanwhile_is_not_one_to_the_next(
+    connected: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = Agent(calling(("confirm", {})), name="asker")
+    said: list[Any] = []
+
+    @agent.tool
+    def confirm(ctx: RunContext[Any]) -> str:
+        said.append(resume_data(ctx))
+        if len(said) < 3:
+            raise suspend({"question": len(said)})
+        return "done"
+
+    store = Store.of(settings)
+    decisions = Decisions(store, Runs(store, settings))
+    apply = Decisions._apply
+
+    async def overtaken(self: Decisions, run_id: str, call: Any, answer: Answer, *, due: bool) -> Any:
+        if self is decisions and len(said) == 1:
+            await handle.resume("c1", "first")
+            await eventually(asked_again, what="the second question")
+        return await apply(self, run_id, call, answer, due=due)
+
+    async def asked_again() -> bool:
+        return [call.payload for call in (await handle.status()).pending or []] == [{"question": 2}]
+
+    monkeypatch.setattr(Decisions, "_apply", overtaken)
+    try:
+        async with connected(agent) as durable:
+            handle = await durable.stream("ask")
+            await pending(handle, "c1")
+            with pytest.raises(AlreadyDecided):
+                await decisions.decide(handle.run_id, "c1", Answer(kind="resume", data="late"))
+            assert await asked_again()
+            await handle.resume("c1", "second")
+            assert await told(handle) == {"c1": ["success", "done"]}
+    finally:
+        await store.aclose()
+    assert said == [None, "first", "second"]
+
+
+async def test_an_answer_that_cannot_be_read_ends_the_run(connected: Any, store: Store) -> None:
+    async with connected(refund_agent([], requires_approval=True)) as agent:
+        handle = await agent.stream("refund me")
+        await pending(handle, "c1")
+        await store.redis.hset(store.keys.ledger(handle.run_id), "1!7:c9", "{")
+        await handle.approve("c1")
+        with pytest.raises(RunFailed) as failed:
+            await handle.result()
+    assert failed.value.failure_code == "run_unreadable"
+
+
+async def test_a_call_that_cannot_be_read_keeps_no_other_from_its_deadline(connected: Any, store: Store) -> None:
+    options = {"durable": {"expires_in": 0.3}}
+    async with connected(refund_agent([], requires_approval=True)) as agent:
+        broken = await agent.stream("refund me")
+        await pending(broken, "c1")
+    keys = store.keys
+    await store.redis.hset(keys.calls(broken.run_id), "c:c1", '{"kind":"of tomorrow"}')
+    await store.redis.zadd(keys.deadlines, {f"{broken.run_id}:c1": 1})
+    async with connected(refund_agent([], requires_approval=True, metadata=options)) as agent:
+        handle = await agent.stream("refund me")
+        assert await told(handle) == {"c1": ["denied", "Nobody answered in time."]}
+    assert await store.redis.zscore(keys.deadlines, f"{broken.run_id}:c1") == 1, "it is left to who can read it"
+
+
+async def test_a_policy_that_the_agent_has_no_more_asks_about_every_call() -> None:
+    definition = define(refund_agent([]), "durable")
+    policies = ApprovalPolicies(definition, asked="gone")
+    tool = ToolDefinition(name="refund")
+    assert await policies.apply(cast("Any", None), tool, {})
