@@ -193,6 +193,10 @@ class RecordingToolset(WrapperToolset[Any]):
 
     async def _suspend(self, call: _Call, suspension: Suspension, aside: Json = None) -> ledger.Outcome:
         outcome = ledger.Outcome(suspended=suspension, aside=aside)
+        if len(ledger.encode(outcome)) > self.max_result_bytes:
+            raise ToolResultInvalid(
+                f"The tool {call.name!r} was suspended with more than {self.max_result_bytes} bytes."
+            )
         if self._eager(call):
             await self.waits.announce(call.id, call.name, call.round, outcome, call.tool.tool_def)
             return outcome

@@ -4,7 +4,7 @@
 --      7 idempotency key, or the run key again when there is none  8 checkpoints  9 ledger
 --      10, 11, 12 checkpoints, ledger and record of the run to start from, if there is one
 -- ARGV 1 run id  2 hash of the request  3 request JSON  4 ms until a lost wake-up is repeated
---      5 prefix of the status indexes  6 seconds to remember the idempotency key  7… field, value, … of the record
+--      5 prefix of the status indexes  6… field, value, … of the record
 -- A run of a thread (`threadId`, `resourceId` and `onBusy` among the fields) is the thread's live run, or waits for it.
 -- Returns {'created' | 'exists' | 'conflict' | 'expired', run id, time of creation or ''} | {'foreign', thread id}, of
 --      another resource | {'busy', live run, its status}
@@ -28,7 +28,7 @@ if redis.call('EXISTS', tombstone) == 1 then
 end
 
 local fields = {}
-for i = 7, #ARGV, 2 do
+for i = 6, #ARGV, 2 do
   fields[ARGV[i]] = ARGV[i + 1]
 end
 local thread, live = fields.threadId and thread_of(run, run_id, fields.threadId), false
@@ -46,7 +46,7 @@ end
 
 local now = now_ms()
 redis.call('HSET', run, 'status', 'queued', 'requestHash', hash, 'createdAt', int(now), 'token', '0', 'lastSeq', '0')
-for i = 7, #ARGV, 2 do
+for i = 6, #ARGV, 2 do
   redis.call('HSET', run, ARGV[i], ARGV[i + 1])
 end
 redis.call('SET', request, ARGV[3])
@@ -102,6 +102,6 @@ if thread then
   end
 end
 if KEYS[7] ~= run then
-  redis.call('SET', KEYS[7], hash .. ' ' .. run_id, 'EX', ARGV[6])
+  redis.call('SET', KEYS[7], hash .. ' ' .. run_id) -- expires with the run: `close`
 end
 return {'created', run_id, int(now)}

@@ -212,6 +212,10 @@ local function close(own, tombstone, pending, deadlines, indexes, run_id, from, 
     redis.call('EXPIRE', key, int(retention))
   end
   redis.call('SET', tombstone, '1', 'EX', int(retention + tonumber(tombstone_seconds)))
+  local idempotency = redis.call('HGET', run, 'idempotency')
+  if idempotency then
+    redis.call('EXPIRE', idempotency, int(retention))
+  end
   local expiries = string.gsub(indexes, 'status:$', 'expiries')
   local names = redis.call('HMGET', run, 'agent', 'threadId')
   local member = run_id .. ':' .. to .. ':' .. names[1] .. ':' .. (names[2] or '')

@@ -69,6 +69,8 @@ class Runs:
             else keys.run(run_id)
         )
         fields = _fields(new)
+        if new.idempotency_key:
+            fields["idempotency"] = idempotency  # it is forgotten with the run
         with as_json():
             digest, request = new.request.digest(new.agent, new.metadata), new.request.to_json()
             if new.metadata:
@@ -97,7 +99,6 @@ class Runs:
                 request,
                 int(WAKE_GRACE * 1000),
                 keys.status_indexes,
-                new.retention,
                 *_flat(fields),
             ],
         )

@@ -705,3 +705,18 @@ async def test_a_policy_that_the_agent_has_no_more_asks_about_every_call() -> No
     policies = ApprovalPolicies(definition, asked="gone")
     tool = ToolDefinition(name="refund")
     assert await policies.apply(cast("Any", None), tool, {})
+
+
+async def test_a_tool_that_is_suspended_with_more_than_may_be_stored_fails_its_run(
+    connected: Any, settings: Settings
+) -> None:
+    agent = Agent(calling(("ask", {})), name="asker")
+
+    @agent.tool_plain
+    def ask() -> str:
+        raise suspend("x" * settings.max_tool_result_bytes)
+
+    async with connected(agent) as durable:
+        with pytest.raises(RunFailed) as failed:
+            await durable.generate("ask")
+    assert failed.value.failure_code == "tool_result_invalid"

@@ -513,3 +513,13 @@ async def _lease_is_out(bench: Workbench, run_id: str) -> bool:
     now = int(seconds) * 1000 + int(micros) / 1000
     leases: Any = await bench.store.redis.zrange(bench.store.keys.leases, 0, -1, withscores=True)
     return all(expiry < now for member, expiry in leases if text(member).startswith(run_id))
+
+
+async def test_an_idempotency_key_is_remembered_as_long_as_its_run(bench: Workbench) -> None:
+    key = {"idempotency_key": "once", "retention": 1}
+    first = await bench.create(**key)
+    stored = [name async for name in bench.store.redis.scan_iter(f"{bench.store.keys.prefix}:idempotency:*")]
+    assert [await bench.store.redis.ttl(name) for name in stored] == [-1]
+    assert await bench.create(**key) == first
+    await bench.runs.cancel(first)
+    assert 0 <= await bench.store.redis.ttl(stored[0]) <= 1
