@@ -62,7 +62,7 @@ class Announcement(Wire):
             queue=queue,
             max_steps=definition.max_steps,
             retention=definition.retention,
-            approval_policies=sorted(definition.approval_policies),
+            approval_policies=sorted(definition.policies),
             view=view,
         )
 

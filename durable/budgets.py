@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from durable.chunks import BudgetRaised, BudgetRaisedPayload, encode_body
 from durable.chunks.base import Wire
+from durable.decisions import LONGEST_ACTOR
 from durable.errors import BudgetNotReached, InvalidRequest, RunEnded, UnknownRun
 from durable.runs import WAKE_GRACE, RunRecord, Runs
 from durable.runs.collection import as_json
@@ -37,7 +38,7 @@ class Raise(Wire):
 
     max_tokens: MaxTokens | None = None
     max_seconds: MaxSeconds | None = None
-    actor: str | None = Field(None, max_length=200)
+    actor: str | None = Field(None, max_length=LONGEST_ACTOR)
 
 
 _RAISE: Final = TypeAdapter(Raise)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypedDict, Unpack
 
 from pydantic_ai import RunContext
 from pydantic_ai.agent import AbstractAgent
@@ -49,6 +49,43 @@ ApprovalPolicy = bool | ApprovalFunction
 DepsFactory = Callable[[RunInfo], Any | Awaitable[Any] | AbstractAsyncContextManager[Any]]
 
 
+class AgentOptions(TypedDict, total=False):
+    """How the runs of an agent are to be executed; what `create_durable_agent` and `create_evented_agent` take.
+
+    Attributes:
+        max_steps: Model requests in a run, at most. Default 20.
+        deps_factory: Makes the dependencies of a run from `RunInfo`; may be asynchronous, or return an
+            asynchronous context manager.
+        queue: The Celery queue of its runs. Default: `<DURABLE_PREFIX>.<name>`, so `durable.<name>`.
+        retention: Seconds to keep an ended run. Default: `DURABLE_RETENTION_SECONDS`, 7 days.
+        on_tool_error: `fail`: a tool that raises ends the run, as it ends the bare agent's. `continue`: the model is
+            told.
+        require_tool_approval: Whether tool calls have to be approved, beside those whose tools say so themselves: all
+            of them (True), or those for which a function of the call's context, tool and arguments is true.
+        approval_policies: Such functions by name, for a run to ask for: `require_tool_approval="name"`.
+        step_seconds: Seconds that a model request and the tools that it calls may take, unless the run says otherwise;
+            longer fails the run (`step_timeout`). Default: no limit.
+        input_guardrails: Functions of a `JudgeContext` and the conversation that may stop a run before the model is
+            asked, by returning or raising a `Tripwire`. Default: none.
+        output_guardrails: The same, of a `JudgeContext` and the output, before it is given out.
+        completion: Scorers that judge the output whenever the model is done.
+        goal: An objective, and a judge that says whether it is reached.
+    """
+
+    max_steps: int
+    deps_factory: DepsFactory | None
+    queue: str | None
+    retention: int | None
+    on_tool_error: OnToolError
+    require_tool_approval: ApprovalPolicy
+    approval_policies: Mapping[str, ApprovalFunction] | None
+    step_seconds: float | None
+    input_guardrails: Sequence[InputGuardrail]
+    output_guardrails: Sequence[OutputGuardrail]
+    completion: TaskCompletion | None
+    goal: Goal | None
+
+
 @dataclass(frozen=True)
 class AgentDefinition:
     """A wrapped agent.
@@ -80,7 +117,7 @@ class AgentDefinition:
     retention: int | None = None
     on_tool_error: OnToolError = "fail"
     require_tool_approval: ApprovalPolicy = False
-    approval_policies: Mapping[str, ApprovalFunction] = field(default_factory=dict)
+    approval_policies: Mapping[str, ApprovalFunction] | None = None
     step_seconds: float | None = None
     input_guardrails: Sequence[InputGuardrail] = ()
     output_guardrails: Sequence[OutputGuardrail] = ()
@@ -97,12 +134,17 @@ class AgentDefinition:
         check_names(self.input_guardrails, "guardrail")
         check_names(self.output_guardrails, "guardrail")
 
+    @property
+    def policies(self) -> Mapping[str, ApprovalFunction]:
+        """Policies that a run may ask for by name."""
+        return self.approval_policies or {}
+
     def queue_of(self, prefix: str) -> str:
         """The Celery queue of its runs, in the deployment with this prefix."""
         return self.queue or f"{prefix}.{self.name}"
 
 
-def define(agent: AbstractAgent[Any, Any], kind: AgentKind, **options: Any) -> AgentDefinition:
+def define(agent: AbstractAgent[Any, Any], kind: AgentKind, **options: Unpack[AgentOptions]) -> AgentDefinition:
     """Make the definition of an agent.
 
     Raises:

@@ -133,7 +133,7 @@ class Sweeper:
             reason = OUT_OF_TIME if what == "decline" else None
             answer = Answer(kind="fail" if what == "cancel" else what, reason=reason, actor=DEADLINE)
             record = await self._decisions.decide(run_id, call, answer, due=True)
-            if what == "cancel" and await self._decisions.is_expired(run_id, call):
+            if what == "cancel":
                 await self._runs.cancel(run_id, reason=OUT_OF_TIME, actor=DEADLINE)
                 return 0
         except (UnknownRun, RunExpired, UnknownCall, RunEnded, AlreadyDecided):

@@ -7,16 +7,18 @@ import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 
 import pytest
 from pydantic import SecretStr
 
+from durable import DurableAgent, create_durable_agent
 from durable.dev.redis_server import PrivateRedis
 from durable.settings import Settings
 from durable.store import Store
 from tests.deployment import Deployment
 
-pytest_plugins = ["tests.provider_wire.fixtures"]
+pytest_plugins = ["tests.chaos.fixtures", "tests.provider_wire.fixtures"]
 
 GIVEN_REDIS = os.environ.get("DURABLE_REDIS_URL")
 ALWAYS_RESUME = os.environ.get("DURABLE_TEST_ALWAYS_RESUME") == "1"
@@ -66,6 +68,12 @@ async def store(settings: Settings) -> AsyncIterator[Store]:
     store = Store.of(settings)
     yield store
     await store.aclose()
+
+
+@pytest.fixture
+def connected(settings: Settings) -> Callable[..., DurableAgent]:
+    """Wraps an agent, on the test's keys; to be entered as an async context manager."""
+    return partial(create_durable_agent, cache=settings)
 
 
 @pytest.fixture(scope="session")

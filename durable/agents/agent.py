@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Self, Unpack
 from weakref import WeakKeyDictionary
 
 import fakeredis
@@ -22,14 +22,10 @@ from durable.agents.handle import RunHandle, RunResult
 from durable.backend import Backend
 from durable.chunks import Chunk
 from durable.chunks.base import Json
-from durable.completion import Goal, InputGuardrail, OutputGuardrail, TaskCompletion
 from durable.conversation import Prompt, limits_to_json, messages_to_json, prompt_to_json, read_conversation
 from durable.definition import (
-    DEFAULT_MAX_STEPS,
     AgentDefinition,
-    ApprovalFunction,
-    ApprovalPolicy,
-    DepsFactory,
+    AgentOptions,
     define,
 )
 from durable.errors import InvalidRequest
@@ -37,7 +33,6 @@ from durable.runs import NewRun, OnBusy, RunRequest, check_policy
 from durable.runs.record import OnBudget
 from durable.settings import Settings
 from durable.store import Store
-from durable.tool_options import OnToolError
 
 Cache = str | Settings | None
 
@@ -162,7 +157,7 @@ class DurableAgent:
         except (ValidationError, ValueError) as error:
             raise InvalidRequest("The request has no JSON form, or a value is out of range.") from error
         read_conversation(request)
-        check_policy(request, self.definition.approval_policies)
+        check_policy(request, self.definition.policies)
         backend = await self._backend()
         definition = self.definition
         new = NewRun(
@@ -244,21 +239,7 @@ class EventedAgent(DurableAgent):
 
 
 def create_durable_agent(
-    agent: AbstractAgent[Any, Any],
-    *,
-    cache: Cache = None,
-    max_steps: int = DEFAULT_MAX_STEPS,
-    deps_factory: DepsFactory | None = None,
-    queue: str | None = None,
-    retention: int | None = None,
-    on_tool_error: OnToolError = "fail",
-    require_tool_approval: ApprovalPolicy = False,
-    approval_policies: Mapping[str, ApprovalFunction] | None = None,
-    step_seconds: float | None = None,
-    input_guardrails: Sequence[InputGuardrail] = (),
-    output_guardrails: Sequence[OutputGuardrail] = (),
-    completion: TaskCompletion | None = None,
-    goal: Goal | None = None,
+    agent: AbstractAgent[Any, Any], *, cache: Cache = None, **options: Unpack[AgentOptions]
 ) -> DurableAgent:
     """Wrap an agent. Its runs are executed by the process that takes the request, as tasks of their own; a worker that
     has the agent may execute them too.
@@ -267,62 +248,16 @@ def create_durable_agent(
         agent: Any Pydantic AI agent with a name.
         cache: Redis URL, or settings. Default: `DURABLE_REDIS_URL`; without it a store in memory, for as long as
             the process lives.
-        max_steps: Model requests in a run, at most. Default 20.
-        deps_factory: Makes the dependencies of a run from `RunInfo`; may be asynchronous, or return an
-            asynchronous context manager.
-        queue: The Celery queue of its runs. Default: `<DURABLE_PREFIX>.<name>`, so `durable.<name>`.
-        retention: Seconds to keep an ended run. Default: `DURABLE_RETENTION_SECONDS`, 7 days.
-        on_tool_error: `fail`: a tool that raises ends the run, as it ends the bare agent's. `continue`: the model is
-            told.
-        require_tool_approval: Whether tool calls have to be approved, beside those whose tools say so themselves: all
-            of them (True), or those for which a function of the call's context, tool and arguments is true.
-        approval_policies: Such functions by name, for a run to ask for: `require_tool_approval="name"`.
-        step_seconds: Seconds that a model request and the tools that it calls may take, unless the run says otherwise;
-            longer fails the run (`step_timeout`). Default: no limit.
-        input_guardrails: Functions of a `JudgeContext` and the conversation that may stop a run before the model is
-            asked, by returning or raising a `Tripwire`. Default: none.
-        output_guardrails: The same, of a `JudgeContext` and the output, before it is given out.
-        completion: Scorers that judge the output whenever the model is done.
-        goal: An objective, and a judge that says whether it is reached.
+        options: See `AgentOptions`.
 
     Raises:
         ConfigurationError: The agent has no name, or an option does not fit.
     """
-    definition = define(
-        agent,
-        "durable",
-        queue=queue,
-        max_steps=max_steps,
-        deps_factory=deps_factory,
-        retention=retention,
-        on_tool_error=on_tool_error,
-        require_tool_approval=require_tool_approval,
-        approval_policies=approval_policies or {},
-        step_seconds=step_seconds,
-        input_guardrails=input_guardrails,
-        output_guardrails=output_guardrails,
-        completion=completion,
-        goal=goal,
-    )
-    return DurableAgent(definition, cache)
+    return DurableAgent(define(agent, "durable", **options), cache)
 
 
 def create_evented_agent(
-    agent: AbstractAgent[Any, Any],
-    *,
-    cache: Cache = None,
-    max_steps: int = DEFAULT_MAX_STEPS,
-    deps_factory: DepsFactory | None = None,
-    queue: str | None = None,
-    retention: int | None = None,
-    on_tool_error: OnToolError = "fail",
-    require_tool_approval: ApprovalPolicy = False,
-    approval_policies: Mapping[str, ApprovalFunction] | None = None,
-    step_seconds: float | None = None,
-    input_guardrails: Sequence[InputGuardrail] = (),
-    output_guardrails: Sequence[OutputGuardrail] = (),
-    completion: TaskCompletion | None = None,
-    goal: Goal | None = None,
+    agent: AbstractAgent[Any, Any], *, cache: Cache = None, **options: Unpack[AgentOptions]
 ) -> EventedAgent:
     """Wrap an agent. Its runs are executed by Celery workers that have the agent: fire and forget.
 
@@ -332,23 +267,7 @@ def create_evented_agent(
     Raises:
         ConfigurationError: The agent has no name, or an option does not fit.
     """
-    definition = define(
-        agent,
-        "evented",
-        queue=queue,
-        max_steps=max_steps,
-        deps_factory=deps_factory,
-        retention=retention,
-        on_tool_error=on_tool_error,
-        require_tool_approval=require_tool_approval,
-        approval_policies=approval_policies or {},
-        step_seconds=step_seconds,
-        input_guardrails=input_guardrails,
-        output_guardrails=output_guardrails,
-        completion=completion,
-        goal=goal,
-    )
-    return EventedAgent(definition, cache)
+    return EventedAgent(define(agent, "evented", **options), cache)
 
 
 def _messages(messages: Sequence[ModelMessage | dict[str, Any]]) -> list[Json]:

@@ -51,13 +51,8 @@ def pending(
 
     async def work(client: Client) -> Exit:
         page = await client.pending(agent=agent, limit=limit, cursor=cursor)
-        if as_json:
-            for call in page.pending:
-                terminal.json(call.model_dump(mode="json", by_alias=True))
-        elif page.pending:
-            terminal.table(_table(page.pending))
-        else:
-            terminal.note("Nothing waits.")
+        wire = [call.model_dump(mode="json", by_alias=True) for call in page.pending]
+        terminal.listing(wire, _table(page.pending), "Nothing waits.", as_json=as_json)
         if page.next is not None:
             terminal.note(f"More:  --cursor {page.next}")
         return Exit.OK

@@ -142,13 +142,8 @@ def runs(
 
     async def work(client: Client) -> Exit:
         page = await client.runs(status=status, agent=agent, thread_id=thread, limit=limit, cursor=cursor)
-        if as_json:
-            for view in page.runs:
-                terminal.json(view.to_wire())
-        elif page.runs:
-            terminal.table(_runs_table(page.runs))
-        else:
-            terminal.note("No runs.")
+        wire = [view.to_wire() for view in page.runs]
+        terminal.listing(wire, _runs_table(page.runs), "No runs.", as_json=as_json)
         if page.next is not None:
             terminal.note(f"More:  --cursor {page.next}")
         return Exit.OK
@@ -224,13 +219,9 @@ def agents(context: typer.Context, *, as_json: AsJson = False) -> None:
 
     async def work(client: Client) -> Exit:
         views = await client.agents()
-        if as_json:
-            for view in views:
-                terminal.json(view.model_dump(mode="json", by_alias=True))
-        elif views:
-            terminal.table(_agents_table(views))
-        else:
-            terminal.note("No agents. Start a worker with DURABLE_AGENTS=package.module.")
+        wire = [view.model_dump(mode="json", by_alias=True) for view in views]
+        nothing = "No agents. Start a worker with DURABLE_AGENTS=package.module."
+        terminal.listing(wire, _agents_table(views), nothing, as_json=as_json)
         return Exit.OK
 
     attend(context.obj, work)

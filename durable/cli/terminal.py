@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from typing import Final
 
 from pydantic_core import to_json
@@ -53,6 +54,16 @@ class Terminal:
     def table(self, table: Table) -> None:
         """Write a table; its cells must be `visible`."""
         self._out.print(table)
+
+    def listing(self, values: Sequence[Json], table: Table, nothing: str, *, as_json: bool) -> None:
+        """Write a list: JSON, one value a line, or a table, or to standard error that there is nothing in it."""
+        if as_json:
+            for value in values:
+                self.json(value)
+        elif values:
+            self.table(table)
+        else:
+            self.note(nothing)
 
     def json(self, value: Json) -> None:
         """Write a value as one line of JSON, at once."""

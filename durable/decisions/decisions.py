@@ -22,7 +22,7 @@ from durable.chunks import (
     ToolOutputDeniedPayload,
     encode_body,
 )
-from durable.decisions.answers import DEADLINE, check_answer
+from durable.decisions.answers import check_answer
 from durable.decisions.calls import Answer, Call, read_answers, read_calls
 from durable.errors import AlreadyDecided, RunEnded, UnknownCall
 from durable.positions import Position, batches
@@ -73,11 +73,15 @@ class Decisions:
             StoreUnavailable: Redis does not answer.
         """
         keys = self._store.keys
-        async with self._store.guard(), self._store.redis.pipeline(transaction=True) as pipe:
-            pipe.hget(keys.run(run_id), "decisions")
-            pipe.hgetall(keys.ledger(run_id))
-            count, entries = await pipe.execute()
-        return read_answers({text(name): value for name, value in entries.items()}), int(count or 0)
+        async with self._store.guard():
+            async with self._store.redis.pipeline(transaction=True) as pipe:
+                pipe.hget(keys.run(run_id), "decisions")
+                pipe.hkeys(keys.ledger(run_id))
+                count, fields = await pipe.execute()
+            # The outcomes beside them may be large, and this is asked while the run is executed.
+            names = [name for name in map(text, fields) if ledger.is_answer(name)]
+            values = cast("list[bytes]", await self._store.redis.hmget(keys.ledger(run_id), names)) if names else []
+        return read_answers(dict(zip(names, values, strict=True))), int(count or 0)
 
     async def page(
         self, *, agent: str = "", limit: int = 50, cursor: str | None = None
@@ -113,7 +117,7 @@ class Decisions:
             run_id: The run.
             tool_call_id: The call.
             answer: What is answered. The same again changes nothing.
-            due: Whether this is what a deadline does: nothing happens if it has not passed, or is there no more.
+            due: Whether this is what a deadline does: if it has not passed, the call is none for it.
 
         Raises:
             InvalidRequest: The answer is not one to what is asked, or does not fit its schema. The call still waits.
@@ -143,20 +147,11 @@ class Decisions:
                 case "ended":
                     raise RunEnded("The run ended before this call was answered.")
                 case "changed" if due:
-                    return None
+                    raise UnknownCall("The deadline has not passed, or is there no more.")
                 case "decided":
                     decided = await self._call(run_id, tool_call_id)
                     if decided.answer is not None:
                         raise AlreadyDecided(decision=decided.decision().model_dump(mode="json", by_alias=True))
-
-    async def is_expired(self, run_id: str, tool_call_id: str) -> bool:
-        """Whether a call was answered by its deadline.
-
-        Raises:
-            StoreUnavailable: Redis does not answer.
-        """
-        [call] = await self._each([(run_id, tool_call_id)])
-        return isinstance(call, Call) and call.answer is not None and call.answer.actor == DEADLINE
 
     async def due(self, limit: int) -> list[tuple[str, str, OnExpiry]]:
         """Calls whose deadline has passed: run, call, and what happens then. One that is gone leaves the list.

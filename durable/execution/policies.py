@@ -25,7 +25,7 @@ class ApprovalPolicies:
 
     def __init__(self, definition: AgentDefinition, *, asked: bool | str | None) -> None:
         # A policy that this version of the agent has no more: all calls are asked about.
-        own: ApprovalPolicy = definition.approval_policies.get(asked, True) if isinstance(asked, str) else bool(asked)
+        own: ApprovalPolicy = definition.policies.get(asked, True) if isinstance(asked, str) else bool(asked)
         self._policies: tuple[ApprovalPolicy, ...] = (definition.require_tool_approval, own)
 
     async def apply(self, ctx: RunContext[Any], tool: ToolDefinition, args: dict[str, Any]) -> bool:

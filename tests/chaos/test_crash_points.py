@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Final
 
 import pytest
@@ -32,12 +32,6 @@ SAMPLE: Final = 5
 WAITING: Final = ("announce", "suspend")
 """Points that only a run with calls that wait passes."""
 pytestmark = pytest.mark.timeout(900 if EVERYWHERE else 60)
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    with Forks() as found:
-        yield found
 
 
 @pytest.fixture(params=[False, *([True] if EVERYWHERE else [])], ids=lambda each: "by steps" if each else "on end")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Container, Iterator
+from collections.abc import Container
 from typing import Final
 
 import pytest
@@ -24,18 +24,6 @@ from tests.conftest import eventually
 from tests.workbench import on
 
 ALL: Final = {**FLOWS, "all at once": DECIDING}
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    with Forks() as found:
-        yield found
-
-
-@pytest.fixture
-async def stage(forks: Forks, redis_url: str) -> AsyncIterator[Stage]:
-    async with Stage(forks, on(redis_url)) as found:
-        yield found
 
 
 @pytest.fixture(params=ALL)

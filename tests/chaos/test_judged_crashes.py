@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import pytest
@@ -25,12 +25,6 @@ SAMPLE: Final = 6
 KINDS: Final = ("input-guardrail", "scorer", "goal", "output-guardrail")
 POINTS: Final = (Point.MODEL_BEFORE, Point.APPEND_BEFORE, Point.APPEND_AFTER, Point.FINISH_BEFORE)
 pytestmark = pytest.mark.timeout(300 if EVERYWHERE else 60)
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    with Forks() as found:
-        yield found
 
 
 @pytest.fixture(params=[False, True], ids=["on end", "by steps"])

@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
-
-import pytest
 
 from durable.chunks import ToolCallApproval
 from durable.decisions import DEADLINE, Answer, Decisions
 from durable.doctor import Doctor
 from durable.probes import Point
 from tests.chaos.flows import Flow, approve
-from tests.chaos.forks import Forks
 from tests.chaos.play import Crash, let_them_be_found, pending, play
 from tests.chaos.stage import Stage
-from tests.workbench import on
 
 ASKING = Flow("asking-back", [approve()])
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    with Forks() as found:
-        yield found
-
-
-@pytest.fixture
-async def stage(forks: Forks, redis_url: str) -> AsyncIterator[Stage]:
-    async with Stage(forks, on(redis_url)) as found:
-        yield found
 
 
 async def torn(stage: Stage) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -15,22 +15,9 @@ from durable.scripts import APPEND
 from durable.sweeper import Sweeper
 from tests.chaos import sabotage
 from tests.chaos.comparison import Reference, compare, recorded
-from tests.chaos.forks import Forks
 from tests.chaos.judge import log_faults
 from tests.chaos.stage import Stage
 from tests.workbench import Workbench, completed, delta, finish, on
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    with Forks() as found:
-        yield found
-
-
-@pytest.fixture
-async def stage(forks: Forks, redis_url: str) -> AsyncIterator[Stage]:
-    async with Stage(forks, on(redis_url)) as found:
-        yield found
 
 
 async def a_stopped_worker_comes_back(bench: Workbench) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -12,24 +11,10 @@ from durable.doctor import Doctor
 from durable.probes import Point
 from durable.sweeper import Sweeper
 from durable.threads import thread_messages
-from tests.chaos.forks import Forks
 from tests.chaos.stage import Stage
-from tests.workbench import on
 
 pytestmark = pytest.mark.timeout(120)
 POINTS = [point for point in Point if not point.startswith(("release", "announce", "suspend"))]
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    with Forks() as found:
-        yield found
-
-
-@pytest.fixture
-async def stage(forks: Forks, redis_url: str) -> AsyncIterator[Stage]:
-    async with Stage(forks, on(redis_url)) as found:
-        yield found
 
 
 async def two_runs(stage: Stage, thread: str) -> tuple[str, str]:

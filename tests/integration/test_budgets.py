@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from pydantic_ai import Agent, RunContext
 from pydantic_ai.messages import ModelMessage, ModelRequest
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
 
-from durable import DurableAgent, RunHandle, create_durable_agent, tool_context
+from durable import RunHandle, tool_context
 from durable.announcements import Announcements
 from durable.budgets import Budgets, Raise
 from durable.chunks import BudgetRaised, BudgetReached, Chunk, Finish, StepStart
@@ -24,10 +23,9 @@ from durable.probes import Point
 from durable.runs import NewRun, RunRequest
 from durable.settings import Settings
 from durable.writer import Note, RunWriter
-from tests.chaos.forks import Forks
 from tests.chaos.stage import Stage
 from tests.conftest import eventually
-from tests.workbench import Workbench, delta, on
+from tests.workbench import Workbench, delta
 
 
 async def counting(messages: list[ModelMessage], _: AgentInfo) -> AsyncIterator[str | DeltaToolCalls]:
@@ -55,19 +53,6 @@ def settings(settings: Settings) -> Settings:
 async def bench(settings: Settings) -> AsyncIterator[Workbench]:
     async with Workbench(settings) as found:
         yield found
-
-
-@pytest.fixture
-def connected(settings: Settings) -> Callable[..., Any]:
-    @asynccontextmanager
-    async def connect(agent: Agent[Any, Any], **options: Any) -> AsyncIterator[DurableAgent]:
-        durable = create_durable_agent(agent, cache=settings, **options)
-        try:
-            yield durable
-        finally:
-            await durable.aclose()
-
-    return connect
 
 
 async def spent(handle: RunHandle) -> BudgetReached:
@@ -195,18 +180,6 @@ class TestTokens:
 
 async def _hello(messages: list[ModelMessage], _: AgentInfo) -> AsyncIterator[str]:
     yield "hello"
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    with Forks() as found:
-        yield found
-
-
-@pytest.fixture
-async def stage(forks: Forks, redis_url: str) -> AsyncIterator[Stage]:
-    async with Stage(forks, on(redis_url)) as found:
-        yield found
 
 
 async def created(bench: Workbench, agent: str = "nobody", **fields: Any) -> str:

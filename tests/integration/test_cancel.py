@@ -21,6 +21,7 @@ from durable.fold import fold_text
 from durable.leases import Refusal, claim
 from durable.runs import RunRecord
 from durable.settings import Settings
+from durable.store import Store
 from tests.conftest import eventually
 from tests.workbench import Workbench, delta
 
@@ -57,19 +58,6 @@ async def bench(settings: Settings) -> AsyncIterator[Workbench]:
     """Another process: it knows the runs, and executes none."""
     async with Workbench(settings) as found:
         yield found
-
-
-@pytest.fixture
-def connected(settings: Settings) -> Callable[..., Any]:
-    @asynccontextmanager
-    async def connect(agent: Agent[Any, Any], **options: Any) -> AsyncIterator[DurableAgent]:
-        durable = create_durable_agent(agent, cache=settings, **options)
-        try:
-            yield durable
-        finally:
-            await durable.aclose()
-
-    return connect
 
 
 async def said(bench: Workbench, run_id: str, text: str) -> None:
@@ -342,3 +330,70 @@ async def test_a_timeout_that_is_none_fails_the_run_before_the_tool_is_called(co
             await agent.generate("go")
     assert failed.value.failure_code == "configuration_error"
     assert called == []
+
+
+async def test_an_attempt_that_is_slow_to_stop_does_not_hide_its_successor(
+    connected: Any, store: Store, bench: Workbench
+) -> None:
+    """Both are in one process: it has lost the run, and has taken it over itself."""
+    entered, let_go = [asyncio.Event(), asyncio.Event()], asyncio.Event()
+
+    async def act(_: RunContext[Any]) -> str:
+        mine = next(event for event in entered if not event.is_set())
+        mine.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            if mine is entered[0]:
+                await let_go.wait()
+        return "never"
+
+    async with connected(acting(act)) as agent:
+        handle = await agent.stream("go")
+        async with asyncio.timeout(15):
+            await entered[0].wait()
+        lease = f"{handle.run_id}:1"
+        await store.redis.zrem(store.keys.leases, lease)
+        engine = next(iter(agent._backends.values())).engine
+        assert engine is not None
+
+        async def unkept() -> bool:
+            return not engine._keeper._leases
+
+        await eventually(unkept, what="the lease to be known as lost")
+        await store.redis.zadd(store.keys.leases, {lease: 1})
+        async with asyncio.timeout(15):
+            await entered[1].wait()
+        let_go.set()
+
+        async def stopped() -> bool:
+            return sum(task.get_name() == f"run-{handle.run_id}" for task in asyncio.all_tasks()) == 1
+
+        await eventually(stopped, what="the first attempt to stop")
+        assert engine.under_way == 1
+        assert await bench.runs.cancel(handle.run_id)
+        with pytest.raises(RunCancelled):
+            async with asyncio.timeout(15):
+                await handle.result()
+
+
+async def test_answers_that_cannot_be_read_keep_nobody_from_being_cancelled(
+    connected: Any, store: Store, bench: Workbench
+) -> None:
+    entered = asyncio.Event()
+
+    async def act(_: RunContext[Any]) -> str:
+        entered.set()
+        await asyncio.Event().wait()
+        return "never"
+
+    async with connected(acting(act)) as agent:
+        handle = await agent.stream("go")
+        async with asyncio.timeout(15):
+            await entered.wait()
+        await store.redis.hset(store.keys.ledger(handle.run_id), "1!0:c9", "{")
+        assert await store.redis.publish(store.keys.nudges, f"decided {handle.run_id}") == 1
+        assert await bench.runs.cancel(handle.run_id)
+        with pytest.raises(RunCancelled):
+            async with asyncio.timeout(4):  # before anybody looks whether a message was lost
+                await handle.result()

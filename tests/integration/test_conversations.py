@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, ToolReturnPart, UserPromptPart
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
 
-from durable import DurableAgent, RunHandle, create_durable_agent
+from durable import RunHandle, create_durable_agent
 from durable.diagnosis import diagnose, examine
 from durable.doctor import Doctor
 from durable.errors import (
@@ -95,17 +94,6 @@ def lines(messages: list[ModelMessage]) -> list[str]:
 
 
 @pytest.fixture
-def connected(settings: Settings) -> Callable[..., Any]:
-    @asynccontextmanager
-    async def connect(talk: Talk) -> AsyncIterator[DurableAgent]:
-        durable = create_durable_agent(talk.agent, cache=settings)
-        async with durable:
-            yield durable
-
-    return connect
-
-
-@pytest.fixture
 async def bench(settings: Settings) -> AsyncIterator[Workbench]:
     async with Workbench(settings) as found:
         yield found
@@ -138,7 +126,7 @@ async def sound(bench: Workbench) -> None:
 
 async def test_each_run_is_given_what_was_said_before_it(connected: Any, bench: Workbench) -> None:
     talk = Talk()
-    async with connected(talk) as agent:
+    async with connected(talk.agent) as agent:
         first = await (await agent.stream("one", thread_id="t", run_id="r1")).result()
         second = await (await agent.stream("two", thread_id="t", run_id="r2")).result()
         other = await (await agent.stream("three", thread_id="other")).result()
@@ -160,7 +148,7 @@ async def test_a_hundred_submits_at_once_are_executed_one_after_the_other_in_ord
     connected: Any, bench: Workbench
 ) -> None:
     talk = Talk()
-    async with connected(talk) as agent:
+    async with connected(talk.agent) as agent:
         first = await agent.stream("wait", thread_id="t")
         await status(first, "running")
         handles = await asyncio.gather(*(agent.stream(f"p{i}", thread_id="t", run_id=f"r{i}") for i in range(100)))
@@ -182,7 +170,7 @@ async def test_a_run_that_waits_for_its_thread_is_executed_by_nobody_and_says_wh
     connected: Any, bench: Workbench, settings: Settings
 ) -> None:
     talk = Talk()
-    async with connected(talk) as agent:
+    async with connected(talk.agent) as agent:
         first = await agent.stream("wait", thread_id="t")
         await status(first, "running")
         second = await agent.stream("two", thread_id="t")
@@ -200,7 +188,7 @@ async def test_a_submit_that_does_not_want_to_wait_is_refused_and_leaves_nothing
     connected: Any, bench: Workbench
 ) -> None:
     talk = Talk()
-    async with connected(talk) as agent:
+    async with connected(talk.agent) as agent:
         first = await agent.stream("wait", thread_id="t", on_busy="reject")
         await status(first, "running")
         with pytest.raises(ThreadBusy) as refused:
@@ -216,7 +204,7 @@ async def test_a_submit_that_does_not_want_to_wait_is_refused_and_leaves_nothing
 
 
 async def test_a_suspended_run_has_to_be_decided_before_its_thread_goes_on(connected: Any, bench: Workbench) -> None:
-    async with connected(Talk()) as agent:
+    async with connected(Talk().agent) as agent:
         first = await agent.stream("sign", thread_id="t", run_id="r1")
         await status(first, "suspended")
         assert await said(bench) == [("r1", ["sign", "tool-call"])]
@@ -240,7 +228,7 @@ async def test_a_run_that_waited_before_the_other_was_suspended_goes_on_waiting(
     connected: Any, bench: Workbench
 ) -> None:
     talk = Talk()
-    async with connected(talk) as agent:
+    async with connected(talk.agent) as agent:
         blocking = await agent.stream("wait", thread_id="t")
         await status(blocking, "running")
         first = await agent.stream("sign", thread_id="t")
@@ -255,7 +243,7 @@ async def test_a_run_that_waited_before_the_other_was_suspended_goes_on_waiting(
 
 async def test_a_run_that_is_cancelled_while_it_waits_takes_nobodys_place(connected: Any, bench: Workbench) -> None:
     talk = Talk()
-    async with connected(talk) as agent:
+    async with connected(talk.agent) as agent:
         first = await agent.stream("wait", thread_id="t", run_id="r1")
         await status(first, "running")
         second = await agent.stream("two", thread_id="t")
@@ -270,7 +258,7 @@ async def test_a_run_that_is_cancelled_while_it_waits_takes_nobodys_place(connec
 
 async def test_what_a_cancelled_run_had_said_stays(connected: Any, bench: Workbench) -> None:
     talk = Talk()
-    async with connected(talk) as agent:
+    async with connected(talk.agent) as agent:
         first = await agent.stream("wait", thread_id="t", run_id="r1")
         await eventually(lambda: begun(first), what="the first words")
         second = await agent.stream("two", thread_id="t")
@@ -290,7 +278,7 @@ async def test_a_call_that_nobody_answered_is_told_to_the_next_run_as_unfinished
     connected: Any, bench: Workbench
 ) -> None:
     talk = Talk()
-    async with connected(talk) as agent:
+    async with connected(talk.agent) as agent:
         first = await agent.stream("sign", thread_id="t", run_id="r1")
         await status(first, "suspended")
         await first.cancel()
@@ -302,7 +290,7 @@ async def test_a_call_that_nobody_answered_is_told_to_the_next_run_as_unfinished
 
 
 async def test_a_failed_run_leaves_its_thread_as_it_was(connected: Any, bench: Workbench) -> None:
-    async with connected(Talk()) as agent:
+    async with connected(Talk().agent) as agent:
         await ended(await agent.stream("one", thread_id="t", run_id="r1"))
         failed = await agent.stream("fail", thread_id="t")
         with pytest.raises(RunFailed):
@@ -316,7 +304,7 @@ async def test_a_run_that_fails_after_it_was_suspended_takes_back_what_it_had_sa
     connected: Any, bench: Workbench
 ) -> None:
     talk = Talk()
-    async with connected(talk) as agent:
+    async with connected(talk.agent) as agent:
         await ended(await agent.stream("one", thread_id="t", run_id="r1"))
         failed = await agent.stream("sign", thread_id="t")
         await status(failed, "suspended")
@@ -330,7 +318,7 @@ async def test_a_run_that_fails_after_it_was_suspended_takes_back_what_it_had_sa
 
 async def test_a_retry_takes_the_place_of_the_run_that_it_repeats(connected: Any, bench: Workbench) -> None:
     talk = Talk()
-    async with connected(talk) as agent:
+    async with connected(talk.agent) as agent:
         await ended(await agent.stream("one", thread_id="t", run_id="r1"))
         cancelled = await agent.stream("wait", thread_id="t", run_id="r2")
         await eventually(lambda: begun(cancelled), what="the first words")
@@ -351,7 +339,7 @@ async def test_a_retry_goes_on_from_the_checkpoint_also_when_its_thread_has_got_
     connected: Any, bench: Workbench
 ) -> None:
     talk = Talk()
-    async with connected(talk) as agent:
+    async with connected(talk.agent) as agent:
         await ended(await agent.stream("one", thread_id="t", run_id="r1"))
         cancelled = await agent.stream("sign", thread_id="t", run_id="r2")
         await status(cancelled, "suspended")
@@ -372,7 +360,7 @@ async def test_a_retry_goes_on_from_the_checkpoint_also_when_its_thread_has_got_
 
 async def test_a_retry_changes_nothing_that_another_run_was_given(connected: Any, bench: Workbench) -> None:
     talk = Talk()
-    async with connected(talk) as agent:
+    async with connected(talk.agent) as agent:
         backend = await agent._backend()
         cancelled = await agent.stream("sign", thread_id="t", run_id="r1")
         await status(cancelled, "suspended")
@@ -395,7 +383,7 @@ async def test_a_retry_changes_nothing_that_another_run_was_given(connected: Any
 
 async def test_the_end_of_a_run_that_nobody_executes_lets_the_next_one_begin(connected: Any, bench: Workbench) -> None:
     talk = Talk()
-    async with connected(talk) as agent:
+    async with connected(talk.agent) as agent:
         blocking = await agent.stream("wait", thread_id="t")
         await status(blocking, "running")
         first = await agent.stream("sign", thread_id="t")
@@ -408,7 +396,7 @@ async def test_the_end_of_a_run_that_nobody_executes_lets_the_next_one_begin(con
 
 async def test_a_retry_of_a_failed_run_waits_for_its_thread_as_any_run(connected: Any, bench: Workbench) -> None:
     talk = Talk()
-    async with connected(talk) as agent:
+    async with connected(talk.agent) as agent:
         failed = await agent.stream("fail", thread_id="t")
         with pytest.raises(RunFailed):
             await failed.result()
@@ -424,7 +412,7 @@ async def test_a_retry_of_a_failed_run_waits_for_its_thread_as_any_run(connected
 
 
 async def test_a_thread_belongs_to_the_resource_that_made_it(connected: Any, bench: Workbench) -> None:
-    async with connected(Talk()) as agent:
+    async with connected(Talk().agent) as agent:
         await ended(await agent.stream("one", thread_id="t", resource_id="alice"))
         for other in ("bob", None):
             with pytest.raises(ThreadConflict):
@@ -455,7 +443,7 @@ async def test_a_thread_belongs_to_the_resource_that_made_it(connected: Any, ben
     ids=str,
 )
 async def test_garbage_is_refused(connected: Any, bench: Workbench, asked: dict[str, Any]) -> None:
-    async with connected(Talk()) as agent:
+    async with connected(Talk().agent) as agent:
         with pytest.raises(InvalidRequest):
             await agent.stream("one", run_id="r", **asked)
     with pytest.raises(UnknownRun):
@@ -464,7 +452,7 @@ async def test_garbage_is_refused(connected: Any, bench: Workbench, asked: dict[
 
 async def test_a_run_of_a_thread_is_given_no_other_history(connected: Any) -> None:
     history = [ModelRequest(parts=[UserPromptPart(content="before")])]
-    async with connected(Talk()) as agent:
+    async with connected(Talk().agent) as agent:
         with pytest.raises(InvalidRequest):
             await agent.stream("one", thread_id="t", message_history=history)
 
@@ -474,7 +462,7 @@ async def test_a_thread_of_a_thousand_messages_goes_on(connected: Any, bench: Wo
     before: list[dict[str, str]] = []
     for i in range(499):
         before += [{"role": "user", "content": f"u{i}"}, {"role": "assistant", "content": f"a{i}"}]
-    async with connected(talk) as agent:
+    async with connected(talk.agent) as agent:
         await ended(await agent.stream(messages=[*before, {"role": "user", "content": "last"}], thread_id="t"))
         result = await (await agent.stream("next", thread_id="t", run_id="r2")).result()
         assert len(result.all_messages()) == 1002
@@ -493,7 +481,7 @@ async def test_a_history_processor_shortens_what_a_run_is_given_and_not_the_thre
     connected: Any, bench: Workbench
 ) -> None:
     talk = Talk(capabilities=[ProcessHistory(lambda messages: messages[-1:])])
-    async with connected(talk) as agent:
+    async with connected(talk.agent) as agent:
         for i in range(3):
             assert await ended(await agent.stream(f"p{i}", thread_id="t", run_id=f"r{i}")) == f"heard p{i}"
     assert await said(bench) == [(f"r{i}", [f"p{i}", f"heard p{i}"]) for i in range(3)]

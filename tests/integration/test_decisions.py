@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import pytest
@@ -18,7 +17,7 @@ from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults, ToolDef
 from pydantic_ai.toolsets import ApprovalRequiredToolset, ExternalToolset, FunctionToolset
 from pydantic_ai.usage import RequestUsage
 
-from durable import DurableAgent, RunHandle, create_durable_agent, resume_data, suspend, tool_context
+from durable import RunHandle, resume_data, suspend, tool_context
 from durable.decisions import Answer, Decisions
 from durable.definition import define
 from durable.errors import AlreadyDecided, InvalidRequest, RunEnded, RunFailed, StoreUnavailable, UnknownCall
@@ -28,6 +27,7 @@ from durable.runs import Runs
 from durable.settings import Settings
 from durable.store import Store
 from durable.suspension import RunSuspended
+from durable.sweeper import Sweeper
 from tests.conftest import eventually
 
 Call = tuple[str, dict[str, Any]]
@@ -46,19 +46,6 @@ def calling(*calls: Call) -> FunctionModel:
             yield {i: DeltaToolCall(name=name, json_args=json.dumps(args), tool_call_id=f"c{i}")}
 
     return FunctionModel(stream_function=respond)
-
-
-@pytest.fixture
-def connected(settings: Settings) -> Callable[..., Any]:
-    @asynccontextmanager
-    async def connect(agent: Agent[Any, Any], **options: Any) -> AsyncIterator[DurableAgent]:
-        durable = create_durable_agent(agent, cache=settings, **options)
-        try:
-            yield durable
-        finally:
-            await durable.aclose()
-
-    return connect
 
 
 async def pending(handle: RunHandle, *calls: str) -> None:
@@ -720,3 +707,35 @@ async def test_a_tool_that_is_suspended_with_more_than_may_be_stored_fails_its_r
         with pytest.raises(RunFailed) as failed:
             await durable.generate("ask")
     assert failed.value.failure_code == "tool_result_invalid"
+
+
+async def test_a_deadline_that_cancels_the_run_is_too_late_after_an_answer(
+    connected: Any, store: Store, settings: Settings
+) -> None:
+    """The sweeper has read that the deadline passed, and somebody answers before it acts."""
+    entered, let_go = asyncio.Event(), asyncio.Event()
+    agent = Agent(calling(("pay", {})), name="payer")
+
+    @agent.tool_plain(requires_approval=True, metadata={"durable": {"expires_in": 3600, "on_expiry": "cancel"}})
+    async def pay() -> str:
+        entered.set()
+        await let_go.wait()
+        return "paid"
+
+    async def nobody(_: Any) -> None:
+        raise AssertionError("there is nobody to wake")
+
+    async with connected(agent) as durable:
+        handle = await durable.stream("pay")
+        await pending(handle, "c1")
+        sweeper = Sweeper(store, settings, nobody, "late")
+        assert await sweeper._expire(handle.run_id, "c1", "cancel") == 0, "of a question before this one"
+        await pending(handle, "c1")
+        await handle.approve("c1", actor="ada")
+        async with asyncio.timeout(15):
+            await entered.wait()
+        assert await sweeper._expire(handle.run_id, "c1", "cancel") == 0
+        let_go.set()
+        assert await told(handle) == {"c1": ["success", "paid"]}
+        [decision] = (await handle.status()).decisions or []
+        assert (decision.decision, decision.actor) == ("approve", "ada")

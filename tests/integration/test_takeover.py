@@ -7,7 +7,6 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
 from typing import Literal
 
 import pytest
@@ -25,18 +24,6 @@ from tests.chaos.forks import Forks
 from tests.chaos.stage import Stage
 from tests.conftest import eventually
 from tests.workbench import Workbench, completed, delta, finish, on
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    with Forks() as found:
-        yield found
-
-
-@pytest.fixture
-async def stage(forks: Forks, redis_url: str) -> AsyncIterator[Stage]:
-    async with Stage(forks, on(redis_url)) as found:
-        yield found
 
 
 class TestWhatCarriesOver:
