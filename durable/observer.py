@@ -104,7 +104,6 @@ class Hub:
         self._pubsub: PubSub | None = None
         self._subscribed: set[str] = set()
         self._wanted = asyncio.Event()
-        self._renewed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def stop(self) -> None:
@@ -150,23 +149,21 @@ class Hub:
 
     async def _subscribe(self, channel: str) -> None:
         # One subscribe at a time: redis-py opens a connection for each of two concurrent ones.
-        async with self._store.guard():
-            async with self._lock:
-                if self._pubsub is None:
-                    await self._connect()
-                elif channel not in self._subscribed:
-                    await self._add(self._pubsub, channel)
-                self._start()
-            await self._renewed.wait()
+        async with self._lock, self._store.guard():
+            if self._pubsub is None:
+                await self._connect()
+            elif channel not in self._subscribed:
+                await self._add(self._pubsub, channel)
+            self._start()
 
     async def _add(self, pubsub: PubSub, channel: str) -> None:
         """Subscribe to one channel more. If the connection was closed and nobody has noticed yet, whoever listens on it
-        is told, and will open another one, with all that is followed by then. The lock is held."""
+        is told: another one is opened, with all that is followed by then, and its readers look into the log. The lock
+        is held."""
         try:
             await pubsub.subscribe(channel)
         except PASSING:
             self._subscribed.clear()
-            self._renewed.clear()
             connection = cast("Any", pubsub).connection
             if connection is not None:
                 await connection.disconnect(nowait=True)
@@ -201,7 +198,8 @@ class Hub:
                 log.warning("following is interrupted: %s", type(error).__name__)
                 self._pubsub = None
                 if pubsub is not None:
-                    await close_pubsub(pubsub)
+                    async with self._lock:  # whoever subscribes on it is done with it
+                        await close_pubsub(pubsub)
                 await asyncio.sleep(0.1)
                 continue
             if message is not None and message["type"] == "message":
@@ -227,7 +225,6 @@ class Hub:
             await close_pubsub(pubsub)
             raise
         self._pubsub, self._subscribed = pubsub, set(channels)
-        self._renewed.set()
         self._stir_all()
 
     def _deliver(self, channel: str, data: bytes) -> None:

@@ -19,7 +19,7 @@ import redis as sync_redis
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.client import PubSub
 from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialBackoff
+from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import ClusterDownError, OutOfMemoryError, ReadOnlyError, RedisError, TryAgainError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -64,7 +64,9 @@ class Store:
         pool = BlockingConnectionPool.from_url(
             url, max_connections=connections, timeout=None, socket_timeout=None, socket_connect_timeout=2, retry=retry
         )
-        blocking = Redis.from_url(url, socket_timeout=None, socket_connect_timeout=2, health_check_interval=0)
+        # A subscriber's owner reconnects: redis-py does it for who sends and for who listens at the same time.
+        alone = Retry(NoBackoff(), 0, supported_errors=())
+        blocking = Redis.from_url(url, socket_timeout=None, socket_connect_timeout=2, retry=alone)
         sync = sync_redis.Redis.from_url(url, socket_timeout=sync_timeout, socket_connect_timeout=sync_timeout)
         return cls(Redis(connection_pool=pool), blocking, sync, Keys(prefix))
 
