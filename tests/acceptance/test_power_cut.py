@@ -1,4 +1,5 @@
-"""The machine of Redis loses power: with `appendfsync everysec` the last moments of what it acknowledged are gone.
+"""The machine of Redis loses power: unless it runs with `appendfsync always`, the last moments of what it acknowledged
+are gone.
 
 A power cut is played by cutting off the end of the append-only file: what the disk had not yet.
 """

@@ -83,7 +83,7 @@ class TestPrivateRedis:
         with PrivateRedis() as server, redis.Redis.from_url(server.url, decode_responses=True) as client:
             configured = client.config_get("*")
         assert configured["appendonly"] == "yes"
-        assert configured["appendfsync"] == "everysec"
+        assert configured["appendfsync"] == "no"  # written before it is acknowledged, also to a slow disk
         assert configured["maxmemory-policy"] == "noeviction"
         assert configured["save"] == ""
         assert configured["bind"] == LOOPBACK
