@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from durable.chunks import Chunk, StepFinish, StepStart, ToolCall, ToolError, ToolOutputDenied, ToolResult, VoidRange
+from durable.chunks import Chunk, StepFinish, StepStart, ToolCall, ToolError, ToolResult, VoidRange
 from durable.journal import read
 from durable.store import Store
 
@@ -47,7 +47,7 @@ class Tail:
                     break
                 case ToolCall():
                     tail.called.add(chunk.payload.tool_call_id)
-                case ToolResult() | ToolError() | ToolOutputDenied():
+                case ToolResult() | ToolError():
                     tail.settled.add(chunk.payload.tool_call_id)
                 case StepFinish():
                     tail.step_finished = True

@@ -339,6 +339,19 @@ class TestRaising:
         with pytest.raises(BudgetNotReached):
             await Budgets(bench.store, bench.runs).raise_(await bench.create(), Raise(max_tokens=1))
 
+    async def test_what_was_compared_with_an_attempt_that_is_not_the_last_raises_nothing(
+        self, connected: Any, bench: Workbench
+    ) -> None:
+        """It was raised meanwhile, and the run has reached a budget again: what it has used by then counts."""
+        _, act = effects_of()
+        async with connected(acting(act)) as agent:
+            handle = await agent.stream("go", max_tokens=60)
+            await spent(handle)
+            before = await bench.runs.get(handle.run_id)
+            await bench.store.redis.hincrby(bench.store.keys.run(handle.run_id), "token", 1)
+            assert await Budgets(bench.store, bench.runs)._apply(before, Raise(max_tokens=10_000)) == "changed"
+            assert (await handle.status()).status == "suspended"
+
     async def test_the_same_again_changes_nothing_for_ever(self, connected: Any) -> None:
         _, act = effects_of()
         async with connected(acting(act)) as agent:

@@ -14,12 +14,12 @@ from pydantic_ai.messages import ModelMessage
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
 
 from durable import DurableAgent, RunHandle, create_durable_agent, emit_sync
-from durable.chunks import Chunk
+from durable.chunks import Chunk, Usage
 from durable.errors import LeaseLost, RunCancelled, RunEnded, RunFailed
 from durable.execution import Engine, Outcome
 from durable.fold import fold_text
 from durable.leases import Refusal, claim
-from durable.runs import RunRecord
+from durable.runs import RunRecord, Runs
 from durable.settings import Settings
 from durable.store import Store
 from tests.conftest import eventually
@@ -397,3 +397,30 @@ async def test_answers_that_cannot_be_read_keep_nobody_from_being_cancelled(
         with pytest.raises(RunCancelled):
             async with asyncio.timeout(4):  # before anybody looks whether a message was lost
                 await handle.result()
+
+
+async def test_usage_that_was_read_before_the_run_got_on_is_read_again(
+    connected: Any, bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used, read = Runs._used, list[str]()
+
+    async def outdated(self: Runs, run_id: str) -> tuple[str, Usage | None]:
+        read.append(run_id)
+        return ("0", None) if len(read) == 1 else await used(self, run_id)
+
+    async def act(_: RunContext[Any]) -> str:
+        return "never"
+
+    async with connected(acting(act, requires_approval=True)) as agent:
+        handle = await agent.stream("go")
+
+        async def waits() -> bool:
+            return bool((await handle.status()).status == "suspended")
+
+        await eventually(waits, what="the run to wait")
+        before = (await handle.status()).usage
+        monkeypatch.setattr(Runs, "_used", outdated)
+        assert await bench.runs.cancel(handle.run_id)
+        assert before is not None
+        assert (await handle.status()).usage == before
+    assert len(read) == 2

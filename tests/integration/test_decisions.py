@@ -739,3 +739,15 @@ async def test_a_deadline_that_cancels_the_run_is_too_late_after_an_answer(
         assert await told(handle) == {"c1": ["success", "paid"]}
         [decision] = (await handle.status()).decisions or []
         assert (decision.decision, decision.actor) == ("approve", "ada")
+
+
+async def test_an_answer_wakes_the_run_though_whoever_took_it_dies_at_once(
+    connected: Any, store: Store, settings: Settings
+) -> None:
+    async with connected(refund_agent([], requires_approval=True)) as agent:
+        handle = await agent.stream("refund me")
+        await pending(handle, "c1")
+        # Nobody is told of it but the store.
+        record = await Decisions(store, Runs(store, settings)).decide(handle.run_id, "c1", Answer(kind="approve"))
+        assert record is not None
+        assert await told(handle) == {"c1": ["success", "refunded 500"]}
