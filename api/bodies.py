@@ -89,6 +89,10 @@ class SubmitBody(Wire):
 
 Actor = Annotated[str | None, Field(max_length=LONGEST_ACTOR, description="Who says so, for the log.")]
 Reason = Annotated[str | None, Field(max_length=LONGEST_REASON)]
+Question = Annotated[
+    str | None,
+    Field(description="What is answered, the `questionId` of a call that waits; what it was asked last, by default."),
+]
 
 
 class RaiseBody(Raise):
@@ -111,30 +115,40 @@ class ApproveBody(Wire):
 
     model_config = ConfigDict(
         extra="forbid",
-        json_schema_extra={"examples": [{"actor": "ada"}, {"args": {"order": "4711", "amount": 100}, "actor": "ada"}]},
+        json_schema_extra={
+            "examples": [
+                {"questionId": "1.0", "actor": "ada"},
+                {"args": {"order": "4711", "amount": 100}, "actor": "ada"},
+            ]
+        },
     )
 
     args: Annotated[dict[str, Any] | None, Field(description="All arguments, as the tool's schema wants them.")] = None
     actor: Actor = None
+    question_id: Question = None
 
 
 class DeclineBody(Wire):
     """Why a call is not made: the model is told."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"reason": "Only up to 100.", "actor": "ada"}]}
+        extra="forbid",
+        json_schema_extra={"examples": [{"reason": "Only up to 100.", "actor": "ada", "questionId": "1.0"}]},
     )
 
     reason: Reason = None
     actor: Actor = None
+    question_id: Question = None
 
 
 class ResumeBody(Wire):
     """What a call waits for: any JSON that fits its schema, null included."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"data": {"seat": "12A"}, "actor": "ada"}]}
+        extra="forbid",
+        json_schema_extra={"examples": [{"data": {"seat": "12A"}, "actor": "ada", "questionId": "1.0"}]},
     )
 
     data: Annotated[Any, Field(description="Data for the tool, or the result of a call that is executed elsewhere.")]
     actor: Actor = None
+    question_id: Question = None

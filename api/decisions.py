@@ -1,7 +1,8 @@
 """The door for people in the loop: the calls that wait for an answer, and the answers.
 
 A call's id is the model's own and may hold any character, "/" included. In a path it is percent-encoded; one that is
-not finds its call as well, as the verb is what follows the last "/".
+not finds its call as well, as the verb is what follows the last "/". Which of the questions about the call is answered
+stands in the query of a link, or in the body.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from starlette.convertors import Convertor, register_url_convertor
 
 from durable.backend import Backend
 from durable.decisions import Answer
+from durable.errors import InvalidRequest
 from durable.views import InboxPage, RunView
 
 from .bodies import ApproveBody, DeclineBody, ResumeBody
@@ -38,6 +40,9 @@ class _AnyText(Convertor[str]):
 
 register_url_convertor("text", _AnyText())
 _CALL: Final = "/runs/{run_id}/tool-calls/{call:text}"
+Asked = Annotated[
+    str | None, Query(alias="questionId", description="What is answered, as in the links of a call that waits.")
+]
 
 
 @router.post(
@@ -46,11 +51,15 @@ _CALL: Final = "/runs/{run_id}/tool-calls/{call:text}"
     summary="Approve a tool call",
     responses=example(200, decided("approve")) | errors(400, 404, 409, 410, 413, 503),
 )
-async def approve(run_id: str, call: str, backend: TheBackend, body: ApproveBody | None = None) -> Response:
+async def approve(
+    run_id: str, call: str, backend: TheBackend, body: ApproveBody | None = None, asked: Asked = None
+) -> Response:
     """The call is made, with the model's arguments or with those given here, which have to fit the tool's schema. The
-    same answer again changes nothing; another one is refused, and told what was decided."""
+    same answer again changes nothing; another one is refused, and told what was decided. A call may be asked about
+    again: with `questionId`, an answer is never one to another question."""
     body = body or ApproveBody()
-    return await _answer(backend, run_id, call, Answer(kind="approve", args=body.args, actor=body.actor))
+    answer = Answer(kind="approve", args=body.args, actor=body.actor)
+    return await _answer(backend, run_id, call, answer, body.question_id, asked)
 
 
 @router.post(
@@ -59,10 +68,13 @@ async def approve(run_id: str, call: str, backend: TheBackend, body: ApproveBody
     summary="Decline a tool call",
     responses=example(200, decided("decline", reason="Only up to 100.")) | errors(400, 404, 409, 410, 413, 503),
 )
-async def decline(run_id: str, call: str, backend: TheBackend, body: DeclineBody | None = None) -> Response:
+async def decline(
+    run_id: str, call: str, backend: TheBackend, body: DeclineBody | None = None, asked: Asked = None
+) -> Response:
     """The call is not made. The model is told the reason, and goes on. Any call that waits can be declined."""
     body = body or DeclineBody()
-    return await _answer(backend, run_id, call, Answer(kind="decline", reason=body.reason, actor=body.actor))
+    answer = Answer(kind="decline", reason=body.reason, actor=body.actor)
+    return await _answer(backend, run_id, call, answer, body.question_id, asked)
 
 
 @router.post(
@@ -71,10 +83,11 @@ async def decline(run_id: str, call: str, backend: TheBackend, body: DeclineBody
     summary="Resume a suspended tool call",
     responses=example(200, decided("resume")) | errors(400, 404, 409, 410, 413, 503),
 )
-async def resume(run_id: str, call: str, backend: TheBackend, body: ResumeBody) -> Response:
+async def resume(run_id: str, call: str, backend: TheBackend, body: ResumeBody, asked: Asked = None) -> Response:
     """Gives a suspended tool the data that it waits for, which has to fit its schema; or is the result of a call that
     is executed elsewhere."""
-    return await _answer(backend, run_id, call, Answer(kind="resume", data=body.data, actor=body.actor))
+    answer = Answer(kind="resume", data=body.data, actor=body.actor)
+    return await _answer(backend, run_id, call, answer, body.question_id, asked)
 
 
 @router.get(
@@ -95,6 +108,10 @@ async def list_pending(
     return Response(page.model_dump_json(by_alias=True), media_type="application/json")
 
 
-async def _answer(backend: Backend, run_id: str, call: str, answer: Answer) -> Response:
-    await backend.decide(run_id, call, answer)
+async def _answer(
+    backend: Backend, run_id: str, call: str, answer: Answer, question: str | None, linked: str | None
+) -> Response:
+    if question is not None and linked not in {None, question}:
+        raise InvalidRequest("The body names another question than the link.", field="questionId")
+    await backend.decide(run_id, call, answer, question=linked if question is None else question)
     return as_json(await look(backend, run_id))

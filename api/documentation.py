@@ -67,6 +67,7 @@ NEW_RUN: Final = {**{k: v for k, v in RUN.items() if k in _BEGUN}, "status": "qu
 RUNS: Final = {"runs": [{k: v for k, v in RUN.items() if k != "output"}], "next": "1795507200000.1"}
 _CALL: Final = {
     "toolCallId": "call_8Zk2",
+    "questionId": "1.0",
     "toolName": "refund",
     "args": {"order": "4711", "amount": 120},
     "kind": "approval",
@@ -80,8 +81,8 @@ _CALL: Final = {
     "onExpiry": "decline",
     "links": {
         "run": "/v1/runs/6mUYXuWMuVhRIctqrwgGLg",
-        "approve": "/v1/runs/6mUYXuWMuVhRIctqrwgGLg/tool-calls/call_8Zk2/approve",
-        "decline": "/v1/runs/6mUYXuWMuVhRIctqrwgGLg/tool-calls/call_8Zk2/decline",
+        "approve": "/v1/runs/6mUYXuWMuVhRIctqrwgGLg/tool-calls/call_8Zk2/approve?questionId=1.0",
+        "decline": "/v1/runs/6mUYXuWMuVhRIctqrwgGLg/tool-calls/call_8Zk2/decline?questionId=1.0",
     },
 }
 INBOX: Final = {
@@ -92,7 +93,8 @@ INBOX: Final = {
 
 def decided(decision: str, **more: str) -> dict[str, Any]:
     """A run whose call has just had an answer: it waits for a worker to go on."""
-    told = {"toolCallId": "call_8Zk2", "toolName": "refund", "decision": decision, **more, "actor": "ada"}
+    names = {"toolCallId": "call_8Zk2", "questionId": "1.0", "toolName": "refund"}
+    told = {**names, "decision": decision, **more, "actor": "ada"}
     begun = {name: RUN[name] for name in ("runId", "createdAt", "startedAt", "metadata", "links")}
     decision_at = {**told, "at": "2026-11-24T08:31:07.918000Z"}
     return {**begun, "agent": "support", "status": "queued", "attempt": 1, "lastSeq": 12, "decisions": [decision_at]}

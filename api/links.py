@@ -26,10 +26,11 @@ def linked(view: RunView) -> RunView:
 
 
 def with_call_links(call: AnyCall, run_id: str) -> AnyCall:
-    """A call that waits with a link for each answer that it takes, and to its run where that is not around it."""
-    path = _run(run_id)
+    """A call that waits with a link for each answer that it takes to what it is asked now, and to its run where that is
+    not around it."""
+    path, asked = _run(run_id), f"?questionId={call.question_id}"
     answers: dict[str, str] = {
-        verb: f"{path}/tool-calls/{quote(call.tool_call_id, safe='')}/{verb}" for verb in verbs_of(call.kind)
+        verb: f"{path}/tool-calls/{quote(call.tool_call_id, safe='')}/{verb}{asked}" for verb in verbs_of(call.kind)
     }
     links: dict[str, str] = {"run": path, **answers} if isinstance(call, InboxCall) else answers
     return call.model_copy(update={"links": links})

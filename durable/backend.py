@@ -138,14 +138,14 @@ class Backend:
         elif self._celery is not None:
             await self._celery.dispatch(record)
 
-    async def decide(self, run_id: str, tool_call_id: str, answer: Answer) -> None:
+    async def decide(self, run_id: str, tool_call_id: str, answer: Answer, *, question: str | None = None) -> None:
         """Answer a tool call that waits, and wake its run.
 
         Raises:
             InvalidRequest, UnknownRun, RunExpired, UnknownCall, AlreadyDecided, RunEnded, StoreUnavailable: see
                 `Decisions.decide`.
         """
-        record = await self.decisions.decide(run_id, tool_call_id, answer)
+        record = await self.decisions.decide(run_id, tool_call_id, answer, question=question)
         if record is not None:
             await self.dispatch(record)
 
@@ -168,8 +168,8 @@ class Backend:
         """
         shown = await views(self.announcements, records)
         asked = [record.run_id for record in records if record.asked]
-        calls = dict(zip(asked, await self.decisions.calls(asked), strict=True))
-        return [with_calls(view, calls.get(view.run_id, [])) for view in shown]
+        calls = dict(zip(asked, await self.decisions.calls_and_answers(asked), strict=True))
+        return [with_calls(view, *calls.get(view.run_id, ([], []))) for view in shown]
 
     async def dispatch_again(self, record: RunRecord) -> None:
         """Wake somebody else, if there is anybody else: this process has handed the run back."""

@@ -12,7 +12,7 @@ from typing import Final, cast
 
 from durable.announcements import Announcements
 from durable.chunks.base import Json
-from durable.decisions import Call, read_calls
+from durable.decisions import Call, question_id, read_calls
 from durable.runs import BUDGET_REACHED, RETRYING, THREAD_BUSY, RunRecord, Runs
 from durable.settings import Settings
 from durable.store import Store, text
@@ -292,6 +292,7 @@ def _pending(found: Circumstances) -> list[Fact]:
         words = f"{asked.tool_name} (call {call.tool_call_id}) waits for {_WAITED_FOR[asked.kind]} since {since}"
         details: dict[str, Json] = {
             "toolCallId": call.tool_call_id,
+            "questionId": question_id(*call.place),
             "toolName": asked.tool_name,
             "kind": asked.kind,
             "since": since,

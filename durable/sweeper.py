@@ -102,8 +102,8 @@ class Sweeper:
         for member in await self._due(keys.leases):
             run_id, _, token = member.rpartition(":")
             dispatched += await self._requeue(run_id, token)
-        for run_id, call, what in await self._decisions.due(LARGEST_SWEEP):
-            dispatched += await self._expire(run_id, call, what)
+        for run_id, call, question, what in await self._decisions.due(LARGEST_SWEEP):
+            dispatched += await self._expire(run_id, call, question, what)
         for run_id in await self._due(keys.wakeups):
             dispatched += await self._requeue(run_id, "")
             if time.monotonic() > until:
@@ -126,13 +126,13 @@ class Sweeper:
             pipe.zrem(keys.expiries, *members)
             await pipe.execute()
 
-    async def _expire(self, run_id: str, call: str, what: OnExpiry) -> int:
+    async def _expire(self, run_id: str, call: str, question: str, what: OnExpiry) -> int:
         """Nobody has answered a call in time: do what its tool wants then."""
         log.info("run %s: nobody answered a call in time: %s", run_id, what)
         try:
             reason = OUT_OF_TIME if what == "decline" else None
             answer = Answer(kind="fail" if what == "cancel" else what, reason=reason, actor=DEADLINE)
-            record = await self._decisions.decide(run_id, call, answer, due=True)
+            record = await self._decisions.decide(run_id, call, answer, question=question, due=True)
             if what == "cancel":
                 await self._runs.cancel(run_id, reason=OUT_OF_TIME, actor=DEADLINE)
                 return 0

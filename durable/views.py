@@ -71,6 +71,7 @@ class PendingCall(Wire):
 
     Attributes:
         tool_call_id: Names the call within the run.
+        question_id: Names what is asked about the call: it may be asked about again.
         tool_name: The tool.
         args: What the model called it with.
         kind: What it waits for: `approval`, `resume` (data, with which the tool is called again), `external` (its
@@ -84,6 +85,7 @@ class PendingCall(Wire):
     """
 
     tool_call_id: str
+    question_id: str | None = Field(None, exclude_if=_absent)
     tool_name: str
     args: Json = Field(None, exclude_if=_absent)
     kind: str | None = Field(None, exclude_if=_absent)
@@ -114,6 +116,7 @@ class DecisionView(Wire):
 
     Attributes:
         tool_call_id: Names the call within the run.
+        question_id: Names the question about the call that was answered.
         tool_name: The tool.
         decision: `approve`, `decline`, `resume`, or `fail`: nobody answered in time, and the run failed.
         reason: Why it was declined.
@@ -122,6 +125,7 @@ class DecisionView(Wire):
     """
 
     tool_call_id: str
+    question_id: str | None = Field(None, exclude_if=_absent)
     tool_name: str
     decision: str
     reason: str | None = Field(None, exclude_if=_absent)
@@ -162,7 +166,7 @@ class RunView(Wire):
         output: What the agent returned, when it completed.
         error: Why it failed, or was cancelled.
         pending: The calls that wait for an answer.
-        decisions: The answers that calls of it have had.
+        decisions: The answers that calls of it have had, in the order in which they were given; the newest 500.
         budget: What it may use, if that is limited.
         tripwire: What a guardrail said that has stopped it: `reason`, `processorId`, `metadata`.
         metadata: What its caller attached to it.

@@ -124,7 +124,12 @@ class RunHandle:
         return await self._backend.runs.cancel(self.run_id, reason=reason)
 
     async def approve(
-        self, tool_call_id: str, *, args: Mapping[str, Json] | None = None, actor: str | None = None
+        self,
+        tool_call_id: str,
+        *,
+        args: Mapping[str, Json] | None = None,
+        actor: str | None = None,
+        question: str | None = None,
     ) -> None:
         """Let a call that waits for approval be made. The same answer again changes nothing.
 
@@ -132,25 +137,34 @@ class RunHandle:
             tool_call_id: The call, as in the run's `pending`.
             args: Arguments to use in place of the model's.
             actor: Who answers, for the log.
+            question: What is answered, as in the `question_id` of the run's `pending` or of a chunk: a call may be
+                asked about again. Default: what it was asked last.
 
         Raises:
             InvalidRequest: The call does not wait for an approval, or the arguments do not fit the tool's schema.
-            UnknownRun, RunExpired, UnknownCall: There is no such run or call.
+            UnknownRun, RunExpired, UnknownCall: There is no such run, call or question.
             AlreadyDecided: It was answered in another way.
             RunEnded: The run ended before it was answered.
             StoreUnavailable: Redis does not answer.
         """
         edited = None if args is None else dict(args)
-        await self._backend.decide(self.run_id, tool_call_id, Answer(kind="approve", args=edited, actor=actor))
+        answer = Answer(kind="approve", args=edited, actor=actor)
+        await self._backend.decide(self.run_id, tool_call_id, answer, question=question)
 
-    async def decline(self, tool_call_id: str, *, reason: str | None = None, actor: str | None = None) -> None:
+    async def decline(
+        self, tool_call_id: str, *, reason: str | None = None, actor: str | None = None, question: str | None = None
+    ) -> None:
         """Refuse a call that waits. The model is told the reason, and goes on. Raises what `approve` raises."""
-        await self._backend.decide(self.run_id, tool_call_id, Answer(kind="decline", reason=reason, actor=actor))
+        answer = Answer(kind="decline", reason=reason, actor=actor)
+        await self._backend.decide(self.run_id, tool_call_id, answer, question=question)
 
-    async def resume(self, tool_call_id: str, data: Json = None, *, actor: str | None = None) -> None:
+    async def resume(
+        self, tool_call_id: str, data: Json = None, *, actor: str | None = None, question: str | None = None
+    ) -> None:
         """Give a suspended call its data, or the result of a call that is executed elsewhere. Raises what `approve`
         raises."""
-        await self._backend.decide(self.run_id, tool_call_id, Answer(kind="resume", data=data, actor=actor))
+        answer = Answer(kind="resume", data=data, actor=actor)
+        await self._backend.decide(self.run_id, tool_call_id, answer, question=question)
 
     async def raise_budget(
         self, *, max_tokens: int | None = None, max_seconds: float | None = None, actor: str | None = None

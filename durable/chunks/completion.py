@@ -58,7 +58,7 @@ class IsTaskComplete(Chunk):
 
 
 class GoalPayload(Wire):
-    """`duration` is in ms. `toolCallId` is what a paused goal is resumed by."""
+    """`duration` is in ms. `toolCallId` is what a paused goal is resumed by, and `questionId` names this pause."""
 
     objective: str
     iteration: int
@@ -76,6 +76,7 @@ class GoalPayload(Wire):
     suppress_feedback: bool
     should_continue: bool | None = None
     tool_call_id: str | None = None
+    question_id: str | None = None
 
 
 class GoalChunk(Chunk):

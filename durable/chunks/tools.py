@@ -117,8 +117,10 @@ class ToolOutput(Chunk):
 
 
 class ToolCallApprovalPayload(ToolCallPayload):
-    """`resumeSchema` is the JSON schema of the answer, as text; `suspendPayload` is what the tool says of it."""
+    """`resumeSchema` is the JSON schema of the answer, as text; `suspendPayload` is what the tool says of it.
+    `questionId` names the question: its answer may tell it."""
 
+    question_id: str | None = None
     resume_schema: str
     suspend_payload: Json = None
 
@@ -131,8 +133,10 @@ class ToolCallApproval(Chunk):
 
 
 class ToolCallSuspendedPayload(ToolCallPayload):
-    """`suspendPayload` is what the tool says of it; `resumeSchema` is the JSON schema of the answer, as text."""
+    """`suspendPayload` is what the tool says of it; `resumeSchema` is the JSON schema of the answer, as text.
+    `questionId` names the question: its answer may tell it."""
 
+    question_id: str | None = None
     suspend_payload: Json = None
     resume_schema: str
 
@@ -145,8 +149,10 @@ class ToolCallSuspended(Chunk):
 
 
 class ToolCallDecidedPayload(ToolPayload):
-    """What was decided: `approve`, `resume`, or `fail` when nobody answered in time. `args` are the edited ones."""
+    """What was decided: `approve`, `resume`, or `fail` when nobody answered in time. `args` are the edited ones.
+    `questionId` names the question that was answered."""
 
+    question_id: str | None = None
     decision: str
     args: Json = None
     actor: str | None = None
@@ -160,8 +166,9 @@ class ToolCallDecided(Chunk):
 
 
 class ToolOutputDeniedPayload(ToolCallPayload):
-    """`approval` tells why, and by whom."""
+    """`approval` tells why, and by whom. `questionId` names the question that was answered."""
 
+    question_id: str | None = None
     approval: Approval
 
 

@@ -15,7 +15,9 @@ from durable.cli.runs import AsJson, RunId
 from durable.cli.terminal import Terminal, cell
 from durable.cli.values import arguments, read_json
 from durable.client import Client
-from durable.views import InboxCall, RunView
+from durable.views import DecisionView, InboxCall, PendingCall, RunView
+
+_Send: TypeAlias = Callable[[Client, str | None], Awaitable[RunView]]
 
 _DONE: Final = {"approve": "approved", "decline": "declined", "resume": "resumed", "fail": "failed"}
 
@@ -29,6 +31,12 @@ def _user() -> str | None:
 
 
 CallId: TypeAlias = Annotated[str, typer.Argument(metavar="CALL", help="The call's id, as `durable pending` shows it.")]
+Question: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ID", help="What is answered, as `durable pending` shows it; by default what it is asked now."
+    ),
+]
 Actor: TypeAlias = Annotated[
     str | None,
     typer.Option(default_factory=_user, show_default="your user name", help="Who answers; kept in the run's log."),
@@ -68,6 +76,7 @@ def approve(
     args: Annotated[
         str | None, typer.Option(metavar="JSON", help="All arguments to call the tool with, in place of the model's.")
     ] = None,
+    question: Question = None,
     actor: Actor,
     as_json: AsJson = False,
 ) -> None:
@@ -78,7 +87,11 @@ def approve(
     edited = None if args is None else read_json(args, "--args")
     if edited is not None and not isinstance(edited, dict):
         raise typer.BadParameter("arguments are a JSON object", param_hint="--args")
-    _answer(context, call, lambda client: client.approve(run_id, call, args=edited, actor=actor), as_json=as_json)
+
+    async def send(client: Client, asked: str | None) -> RunView:
+        return await client.approve(run_id, call, args=edited, actor=actor, question=asked)
+
+    _answer(context, run_id, call, question, send, as_json=as_json)
 
 
 def decline(
@@ -87,6 +100,7 @@ def decline(
     call: CallId,
     *,
     reason: Annotated[str | None, typer.Option(help="Why; the model is told.")] = None,
+    question: Question = None,
     actor: Actor,
     as_json: AsJson = False,
 ) -> None:
@@ -94,7 +108,11 @@ def decline(
 
     Exit codes: as for `approve`.
     """
-    _answer(context, call, lambda client: client.decline(run_id, call, reason=reason, actor=actor), as_json=as_json)
+
+    async def send(client: Client, asked: str | None) -> RunView:
+        return await client.decline(run_id, call, reason=reason, actor=actor, question=asked)
+
+    _answer(context, run_id, call, question, send, as_json=as_json)
 
 
 def resume(
@@ -103,6 +121,7 @@ def resume(
     call: CallId,
     *,
     data: Annotated[str, typer.Option(metavar="JSON", help="What the call waits for.")],
+    question: Question = None,
     actor: Actor,
     as_json: AsJson = False,
 ) -> None:
@@ -111,21 +130,30 @@ def resume(
     Exit codes: as for `approve`.
     """
     value = read_json(data, "--data")
-    _answer(context, call, lambda client: client.resume(run_id, call, value, actor=actor), as_json=as_json)
+
+    async def send(client: Client, asked: str | None) -> RunView:
+        return await client.resume(run_id, call, value, actor=actor, question=asked)
+
+    _answer(context, run_id, call, question, send, as_json=as_json)
 
 
-def _answer(context: typer.Context, call: str, send: Callable[[Client], Awaitable[RunView]], *, as_json: bool) -> None:
+def _answer(
+    context: typer.Context, run_id: str, call: str, question: str | None, send: _Send, *, as_json: bool
+) -> None:
     terminal = Terminal()
 
     async def work(client: Client) -> Exit:
-        view = await send(client)
+        # What is asked now is named: the answer is not one to what may be asked by the time that it arrives.
+        asked = await _asked(client, run_id, call) if question is None else question
+        view = await send(client, asked)
         if as_json:
             terminal.json(view.to_wire())
             return Exit.OK
-        # None of it, when the tool was so quick that it waits again already.
-        decided = [found for found in view.decisions or [] if found.tool_call_id == call]
-        what = _DONE.get(decided[0].decision, "answered") if decided else "answered"
-        by = f" by {decided[0].actor}" if decided and decided[0].actor else ""
+        decided = [
+            found for found in view.decisions or [] if found.tool_call_id == call and asked in {None, found.question_id}
+        ]
+        what = _DONE.get(decided[-1].decision, "answered") if decided else "answered"
+        by = f" by {decided[-1].actor}" if decided and decided[-1].actor else ""
         terminal.line(f"call {call} is {what}{by}; run {view.run_id} is {view.status}")
         for other in view.pending or []:
             terminal.line(f"  · {other.tool_name} still waits (call {other.tool_call_id})", "dim")
@@ -134,16 +162,32 @@ def _answer(context: typer.Context, call: str, send: Callable[[Client], Awaitabl
     attend(context.obj, work)
 
 
+async def _asked(client: Client, run_id: str, call: str) -> str | None:
+    """What a call is asked now, or was asked last; None when the run tells of neither."""
+    view = await client.get(run_id)
+    known: list[DecisionView | PendingCall] = [*(view.decisions or []), *(view.pending or [])]
+    return next((found.question_id for found in reversed(known) if found.tool_call_id == call), None)
+
+
 def _table(calls: list[InboxCall]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("RUN", "CALL", "AGENT", "WAITS FOR", "WHAT", "SINCE", "UNTIL"):
-        table.add_column(title, no_wrap=title in {"RUN", "CALL", "SINCE", "UNTIL"}, overflow="fold")
+    for title in ("RUN", "CALL", "QUESTION", "AGENT", "WAITS FOR", "WHAT", "SINCE", "UNTIL"):
+        table.add_column(title, no_wrap=title in {"RUN", "CALL", "QUESTION", "SINCE", "UNTIL"}, overflow="fold")
     for call in calls:
         since, until = (
             "" if moment is None else moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
             for moment in (call.since, call.expires_at)
         )
         what = f"{call.tool_name}({arguments(call.args)})"
-        cells = (call.run_id, call.tool_call_id, call.agent, call.kind or "", what, since, until)
+        cells = (
+            call.run_id,
+            call.tool_call_id,
+            call.question_id or "",
+            call.agent,
+            call.kind or "",
+            what,
+            since,
+            until,
+        )
         table.add_row(*map(cell, cells))
     return table

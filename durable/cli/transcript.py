@@ -156,14 +156,14 @@ class Transcript:
                 self._line(f"  … {name}: {short(chunk.payload.output)}", "dim cyan")
 
     def _show_wait(self, chunk: ToolCallApproval | ToolCallSuspended | ToolCallDecided | ToolOutputDenied) -> None:
-        call, name = chunk.payload.tool_call_id, chunk.payload.tool_name
+        call, name, asked = chunk.payload.tool_call_id, chunk.payload.tool_name, chunk.payload.question_id
         match chunk:
             case ToolCallApproval():
                 what = f"approval of {name}({arguments(chunk.payload.args)})"
-                self._ask(what, chunk.payload.suspend_payload, how_to_answer(chunk.run_id, call, "approve"))
+                self._ask(what, chunk.payload.suspend_payload, how_to_answer(chunk.run_id, call, asked, "approve"))
             case ToolCallSuspended():
                 what = f"an answer to {name}({arguments(chunk.payload.args)})"
-                self._ask(what, chunk.payload.suspend_payload, how_to_answer(chunk.run_id, call, "resume"))
+                self._ask(what, chunk.payload.suspend_payload, how_to_answer(chunk.run_id, call, asked, "resume"))
             case ToolCallDecided() if chunk.payload.decision == "fail":
                 self._line(f"  ✗ {name}: nobody answered in time", "red")
             case ToolCallDecided():
@@ -193,12 +193,14 @@ class Transcript:
         self._terminal.line(text.replace("\n", " "), style)
 
 
-def how_to_answer(run_id: str, call: str, verb: str) -> str:
-    """The command that answers a call."""
+def how_to_answer(run_id: str, call: str, question: str | None, verb: str) -> str:
+    """The command that answers a question about a call, and no later one."""
     names = f"{shlex.quote(run_id)} {shlex.quote(call)}"
-    data = " --data JSON" if verb == "resume" else ""
+    options = "" if question is None else f" --question {shlex.quote(question)}"
+    options += " --data JSON" if verb == "resume" else ""
     # An id may look like an option.
-    return f"durable {verb}{data} -- {names}" if "-" in {run_id[:1], call[:1]} else f"durable {verb} {names}{data}"
+    dashed = "-" in {run_id[:1], call[:1]}
+    return f"durable {verb}{options} -- {names}" if dashed else f"durable {verb} {names}{options}"
 
 
 def _because(reason: str | None) -> str:

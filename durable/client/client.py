@@ -339,6 +339,7 @@ class Client:
         *,
         args: Mapping[str, Json] | None = None,
         actor: str | None = None,
+        question: str | None = None,
     ) -> RunView:
         """Let a call that waits for approval be made. Returns the run. It is repeated as `submit` is: the same answer
         again changes nothing.
@@ -348,24 +349,46 @@ class Client:
             tool_call_id: The call, as in the run's `pending`.
             args: Arguments to use in place of the model's; all of them.
             actor: Who answers, for the log.
+            question: What is answered, as in the `question_id` of a call that waits or of a chunk. A call may be asked
+                about again; with it, an answer that is repeated is never one to the next question. Default: what the
+                call was asked last.
 
         Raises:
-            UnknownRun, RunExpired, UnknownCall: There is no such run or call.
+            UnknownRun, RunExpired, UnknownCall: There is no such run, call or question.
             AlreadyDecided: It was answered in another way; `details["decision"]` tells how, when and by whom.
             RunEnded: The run ended before it was answered.
             InvalidRequest: The call does not wait for this, or what is given does not fit its schema. It still waits.
         """
-        return await self._answer(run_id, tool_call_id, "approve", _given({"args": args, "actor": actor}))
+        return await self._answer(
+            run_id, tool_call_id, "approve", _given({"args": args, "actor": actor, "questionId": question})
+        )
 
     async def decline(
-        self, run_id: str, tool_call_id: str, *, reason: str | None = None, actor: str | None = None
+        self,
+        run_id: str,
+        tool_call_id: str,
+        *,
+        reason: str | None = None,
+        actor: str | None = None,
+        question: str | None = None,
     ) -> RunView:
         """Refuse a call that waits. The model is told the reason, and goes on. Otherwise as `approve`."""
-        return await self._answer(run_id, tool_call_id, "decline", _given({"reason": reason, "actor": actor}))
+        body = _given({"reason": reason, "actor": actor, "questionId": question})
+        return await self._answer(run_id, tool_call_id, "decline", body)
 
-    async def resume(self, run_id: str, tool_call_id: str, data: Json = None, *, actor: str | None = None) -> RunView:
+    async def resume(
+        self,
+        run_id: str,
+        tool_call_id: str,
+        data: Json = None,
+        *,
+        actor: str | None = None,
+        question: str | None = None,
+    ) -> RunView:
         """Give a suspended call its data, or one that is executed elsewhere its result. Otherwise as `approve`."""
-        return await self._answer(run_id, tool_call_id, "resume", {"data": data, **_given({"actor": actor})})
+        return await self._answer(
+            run_id, tool_call_id, "resume", {"data": data, **_given({"actor": actor, "questionId": question})}
+        )
 
     async def raise_budget(
         self, run_id: str, *, max_tokens: int | None = None, max_seconds: float | None = None, actor: str | None = None

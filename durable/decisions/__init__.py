@@ -1,7 +1,17 @@
 """Answers from outside to tool calls that wait: who may be asked, what was answered, and that it is answered once."""
 
 from durable.decisions.answers import DEADLINE, LARGEST_ANSWER, LONGEST_ACTOR, LONGEST_REASON
-from durable.decisions.calls import Answer, Call, Question, read_answers, read_calls, verbs_of
+from durable.decisions.calls import (
+    RECENT_ANSWERS,
+    Answer,
+    Call,
+    Question,
+    question_id,
+    read_answers,
+    read_calls,
+    read_decisions,
+    verbs_of,
+)
 from durable.decisions.decisions import OUT_OF_TIME, Decisions, with_calls
 
 __all__ = [
@@ -14,8 +24,11 @@ __all__ = [
     "LONGEST_REASON",
     "OUT_OF_TIME",
     "Question",
+    "RECENT_ANSWERS",
+    "question_id",
     "read_answers",
     "read_calls",
+    "read_decisions",
     "verbs_of",
     "with_calls",
 ]

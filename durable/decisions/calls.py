@@ -1,8 +1,13 @@
-"""Calls that wait, or waited: what is asked, what was answered, and how both are stored."""
+"""Calls that wait, or waited: what is asked, what was answered, and how both are stored.
+
+A call may be asked about more than once. Each question has an id within its call, made of the call's step and round: it
+is the same for every attempt at the run.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,6 +18,7 @@ from pydantic import Field
 
 from durable import ledger
 from durable.chunks.base import Json, Wire
+from durable.errors import InvalidRequest
 from durable.store import text
 from durable.suspension import Kind, OnExpiry
 from durable.views import DecisionView, InboxCall, PendingCall
@@ -23,6 +29,10 @@ _VERBS: Final[dict[str, tuple[Verb, ...]]] = {
     "resume": ("resume", "decline"),
     "external": ("resume", "decline"),
 }
+_QUESTION: Final = re.compile(r"([1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})")
+
+RECENT_ANSWERS: Final = 500
+"""How many answers a run tells of, at most: its newest. What was answered to each question is kept all the same."""
 
 
 class Answer(Wire):
@@ -34,7 +44,9 @@ class Answer(Wire):
         args: With `approve`: arguments to use in place of the model's.
         reason: With `decline`: why, for the model.
         data: With `resume`.
-        actor: Who answers. Not part of what is answered.
+        actor: Who answers. Not part of what is answered, and neither is what follows.
+        tool_name: The tool of the call. Set when it is stored.
+        at: When it was stored; ms since 1970.
     """
 
     kind: Verb
@@ -42,10 +54,13 @@ class Answer(Wire):
     reason: str | None = None
     data: Json = None
     actor: str | None = None
+    tool_name: str | None = None
+    at: int | None = None
 
     def digest(self) -> str:
-        """Equal for equal answers, whoever gives them."""
-        value = self.model_dump(mode="json", exclude={"actor"}, exclude_none=True)
+        """Equal for equal answers, whoever gives them, before they are stored and after."""
+        stored = orjson.loads(self.model_copy(update={"actor": None, "tool_name": None, "at": None}).to_json())
+        value = {name: given for name, given in stored.items() if given is not None}
         return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
 
     def to_json(self) -> bytes:
@@ -81,6 +96,10 @@ class Question(Wire):
         return orjson.dumps(self.model_dump(mode="json", exclude_none=True))
 
 
+Place = tuple[int, int]
+"""Which of the questions about a call: the call's step, and how many answers it has had before."""
+
+
 @dataclass(frozen=True)
 class Call:
     """A call that waits, or waited, for an answer.
@@ -93,7 +112,6 @@ class Call:
         since: When it began to wait; ms since 1970.
         until: When it is answered by itself; None for never.
         answer: What was answered; None while it waits.
-        at: When; ms since 1970.
     """
 
     tool_call_id: str
@@ -103,12 +121,11 @@ class Call:
     since: int
     until: int | None
     answer: Answer | None = None
-    at: int | None = None
 
     @classmethod
     def read(cls, tool_call_id: str, state: bytes, question: bytes, times: bytes, answer: bytes | None) -> Call:
         """A call from its stored fields."""
-        how, step, place, *decided = state.decode().split(" ")
+        how, step, place, *_ = state.decode().split(" ")
         since, _, until = times.decode().partition(" ")
         return cls(
             tool_call_id=tool_call_id,
@@ -118,7 +135,6 @@ class Call:
             since=int(since),
             until=int(until) if until else None,
             answer=Answer.model_validate_json(answer) if how == "decided" and answer else None,
-            at=int(decided[1]) if how == "decided" else None,
         )
 
     def pending(self) -> PendingCall:
@@ -129,24 +145,16 @@ class Call:
         """The same, in a list over all runs."""
         return InboxCall(run_id=run_id, agent=self.question.agent, **self._fields())
 
-    def decision(self) -> DecisionView:
-        """The answer as callers see it."""
-        answer = self.answer
-        if answer is None or self.at is None:
-            raise LookupError("the call still waits")
-        return DecisionView(
-            tool_call_id=self.tool_call_id,
-            tool_name=self.question.tool_name,
-            decision=answer.kind,
-            reason=answer.reason,
-            actor=answer.actor,
-            at=_moment(self.at),
-        )
+    @property
+    def place(self) -> Place:
+        """Which of the questions about the call this is."""
+        return self.step, self.round
 
     def _fields(self) -> dict[str, Any]:
         asked = self.question
         return {
             "tool_call_id": self.tool_call_id,
+            "question_id": question_id(*self.place),
             "tool_name": asked.tool_name,
             "args": asked.args,
             "kind": asked.kind,
@@ -158,6 +166,23 @@ class Call:
         }
 
 
+def question_id(step: int, round_: int) -> str:
+    """The name of a question about a call, as callers see it."""
+    return f"{step}.{round_}"
+
+
+def read_question_id(value: str) -> Place:
+    """The step and the round of a question.
+
+    Raises:
+        InvalidRequest: It names none.
+    """
+    found = _QUESTION.fullmatch(value)
+    if found is None:
+        raise InvalidRequest("A question's id is the questionId of a call that waits.", field="questionId")
+    return int(found[1]), int(found[2])
+
+
 def verbs_of(kind: str | None) -> tuple[Verb, ...]:
     """How a call that waits for this can be answered."""
     return _VERBS.get(kind or "", ())
@@ -166,6 +191,27 @@ def verbs_of(kind: str | None) -> tuple[Verb, ...]:
 def read_answers(entries: Mapping[str, bytes]) -> dict[str, Answer]:
     """The answers among the entries of a ledger."""
     return {name: Answer.model_validate_json(value) for name, value in entries.items() if ledger.is_answer(name)}
+
+
+def told_of(tool_call_id: str, place: Place, answer: Answer) -> dict[str, Json]:
+    """What callers are told of an answer: a `DecisionView` on the wire, as far as it is known."""
+    told: dict[str, Json] = {
+        "toolCallId": tool_call_id,
+        "questionId": question_id(*place),
+        "toolName": answer.tool_name,
+        "decision": answer.kind,
+        "reason": answer.reason,
+        "actor": answer.actor,
+        "at": None if answer.at is None else _moment(answer.at).isoformat().replace("+00:00", "Z"),
+    }
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def read_decisions(fields: Mapping[bytes, bytes]) -> list[DecisionView]:
+    """The newest answers of a run from what its hash of calls holds, in the order in which they were given."""
+    values = [value.split(b" ", 2) for name, value in fields.items() if name.startswith(b"a:")]
+    values.sort(key=lambda value: int(value[0]))
+    return [DecisionView.model_validate({**orjson.loads(told), "at": _moment(int(at))}) for _, at, told in values]
 
 
 def read_calls(fields: Mapping[bytes, bytes]) -> list[Call]:

@@ -1,7 +1,8 @@
 """The calls of a deployment that wait, or waited: found, and answered once.
 
-The first answer stands. A call is judged by its own state, not by its run's: an answer may come while the run still
-executes its other calls, and the same answer again is no error, however often and however late it comes.
+The first answer to a question stands. A question is judged by its own state, not by its run's: an answer may come while
+the run still executes its other calls, and the same answer again is no error, however often and however late it comes,
+nor an answer to what the call is asked next.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import re
 from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any, Final, cast
+
+import orjson
 
 from durable import ledger
 from durable.chunks import (
@@ -23,7 +26,18 @@ from durable.chunks import (
     encode_body,
 )
 from durable.decisions.answers import check_answer
-from durable.decisions.calls import Answer, Call, read_answers, read_calls
+from durable.decisions.calls import (
+    RECENT_ANSWERS,
+    Answer,
+    Call,
+    Place,
+    question_id,
+    read_answers,
+    read_calls,
+    read_decisions,
+    read_question_id,
+    told_of,
+)
 from durable.errors import AlreadyDecided, RunEnded, UnknownCall
 from durable.positions import Position, batches
 from durable.runs import WAKE_GRACE, RunRecord, Runs
@@ -32,7 +46,7 @@ from durable.runs.record import RUN_ID
 from durable.scripts import DECIDE
 from durable.store import Store, text
 from durable.suspension import OnExpiry
-from durable.views import InboxCall, RunView
+from durable.views import DecisionView, InboxCall, RunView
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +67,15 @@ class Decisions:
         self._runs = runs
 
     async def calls(self, run_ids: Sequence[str]) -> list[list[Call]]:
-        """The calls of each run, those that waited first ahead.
+        """The calls of each run, those that waited first ahead; each with what it was asked last.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        return [calls for calls, _ in await self.calls_and_answers(run_ids)]
+
+    async def calls_and_answers(self, run_ids: Sequence[str]) -> list[tuple[list[Call], list[DecisionView]]]:
+        """The calls of each run, and its newest answers in the order in which they were given.
 
         Raises:
             StoreUnavailable: Redis does not answer.
@@ -64,7 +86,7 @@ class Decisions:
             for run_id in run_ids:
                 pipe.hgetall(self._store.keys.calls(run_id))
             found = await pipe.execute()
-        return [read_calls(fields) for fields in found]
+        return [(read_calls(fields), read_decisions(fields)) for fields in found]
 
     async def answers(self, run_id: str) -> tuple[dict[str, Answer], int]:
         """The answers of a run under their names in the ledger, and how many there were before these were read.
@@ -108,31 +130,33 @@ class Decisions:
                             return found, str(position)
         return found, None
 
-    async def decide(  # noqa: C901 - one verdict of the script after the other
-        self, run_id: str, tool_call_id: str, answer: Answer, *, due: bool = False
+    async def decide(
+        self, run_id: str, tool_call_id: str, answer: Answer, *, question: str | None = None, due: bool = False
     ) -> RunRecord | None:
-        """Answer a call, once. Returns the run when it has to be woken, else None.
+        """Answer what is asked about a call, once. Returns the run when it has to be woken, else None.
 
         Args:
             run_id: The run.
             tool_call_id: The call.
             answer: What is answered. The same again changes nothing.
+            question: The question, when the call may have been asked others. Default: what it was asked last.
             due: Whether this is what a deadline does: if it has not passed, the call is none for it.
 
         Raises:
-            InvalidRequest: The answer is not one to what is asked, or does not fit its schema. The call still waits.
+            InvalidRequest: The answer is not one to what is asked, or does not fit its schema, or `question` is no
+                question's id. The call still waits.
             RequestTooLarge: It is larger than `LARGEST_ANSWER`.
-            UnknownRun, RunExpired, UnknownCall: There is no such run or call.
+            UnknownRun, RunExpired, UnknownCall: There is no such run or call, or the call was not asked this.
             AlreadyDecided: It was answered in another way; `details` tell how.
             RunEnded: The run ended before the call was answered.
             StoreUnavailable: Redis does not answer.
         """
-        asked: Call | None = None
+        asked = None if question is None else read_question_id(question)
         while True:
             call = await self._call(run_id, tool_call_id)
-            asked = asked or call
-            if (call.step, call.round) != (asked.step, asked.round):
-                await self._compare(run_id, asked, answer)
+            asked = asked or call.place
+            if call.place != asked:
+                await self._compare(run_id, tool_call_id, asked, answer)
                 return None
             if call.answer is None and not due:
                 check_answer(call.question, answer)
@@ -149,12 +173,12 @@ class Decisions:
                 case "changed" if due:
                     raise UnknownCall("The deadline has not passed, or is there no more.")
                 case "decided":
-                    decided = await self._call(run_id, tool_call_id)
-                    if decided.answer is not None:
-                        raise AlreadyDecided(decision=decided.decision().model_dump(mode="json", by_alias=True))
+                    await self._compare(run_id, tool_call_id, asked, answer)
+                    return None
 
-    async def due(self, limit: int) -> list[tuple[str, str, OnExpiry]]:
-        """Calls whose deadline has passed: run, call, and what happens then. One that is gone leaves the list.
+    async def due(self, limit: int) -> list[tuple[str, str, str, OnExpiry]]:
+        """Calls whose deadline has passed: run, call, question, and what happens then. One that is gone leaves the
+        list.
 
         Raises:
             StoreUnavailable: Redis does not answer.
@@ -175,7 +199,7 @@ class Decisions:
         ]
         await self._forget(keys.deadlines, gone)
         return [
-            (run_id, call_id, call.question.on_expiry)
+            (run_id, call_id, question_id(*call.place), call.question.on_expiry)
             for (run_id, call_id), call in zip(places, calls, strict=True)
             if isinstance(call, Call) and call.answer is None
         ]
@@ -184,7 +208,9 @@ class Decisions:
         keys = self._store.keys
         with as_json():
             chunk = encode_body(_chunk(call, answer))
-            body, digest = answer.to_json(), answer.digest()
+            named = answer.model_copy(update={"tool_name": call.question.tool_name})
+            body, digest = named.to_json(), answer.digest()
+            told = orjson.dumps(told_of(call.tool_call_id, call.place, named))
         return cast(
             "list[Any]",
             await self._store.run(
@@ -211,21 +237,25 @@ class Decisions:
                     int(WAKE_GRACE * 1000),
                     keys.nudges,
                     "1" if due else "0",
+                    told,
+                    RECENT_ANSWERS,
                 ],
             ),
         )
 
-    async def _compare(self, run_id: str, asked: Call, answer: Answer) -> None:
-        """Judge an answer to a question that was answered meanwhile, and followed by another about the same call."""
-        name = ledger.answer_key(asked.step, asked.tool_call_id, asked.round)
+    async def _compare(self, run_id: str, tool_call_id: str, asked: Place, answer: Answer) -> None:
+        """Judge an answer to a question that was answered before, whatever the call was asked since."""
+        step, round_ = asked
+        name = ledger.answer_key(step, tool_call_id, round_)
         async with self._store.guard():
             stored = await self._store.redis.hget(self._store.keys.ledger(run_id), name)
         if stored is None:
-            raise UnknownCall
+            raise UnknownCall("This question about the call neither waits for an answer nor has had one.")
         given = Answer.model_validate_json(stored)
-        if given.digest() != answer.digest():
-            by = {"actor": given.actor} if given.actor else {}
-            raise AlreadyDecided(decision={"decision": given.kind, **by})
+        with as_json():
+            same = given.digest() == answer.digest()
+        if not same:
+            raise AlreadyDecided(decision=told_of(tool_call_id, asked, given))
 
     async def _call(self, run_id: str, tool_call_id: str) -> Call:
         [call] = await self._each([(run_id, tool_call_id)])
@@ -249,16 +279,19 @@ class Decisions:
         return [_read(place, row) if row[0] is not None else None for place, row in zip(places, rows, strict=True)]
 
 
-def with_calls(view: RunView, calls: Sequence[Call]) -> RunView:
-    """A run with its calls that wait, unless it has ended, and with those that were answered."""
+def with_calls(view: RunView, calls: Sequence[Call], decisions: Sequence[DecisionView]) -> RunView:
+    """A run with its calls that wait, unless it has ended, and with the answers that it was given."""
     pending = [] if view.ended else [call.pending() for call in calls if call.answer is None]
-    decided = [call.decision() for call in calls if call.answer is not None]
-    return view.model_copy(update={"pending": pending or None, "decisions": decided or None})
+    return view.model_copy(update={"pending": pending or None, "decisions": list(decisions) or None})
 
 
 def _chunk(call: Call, answer: Answer) -> Chunk:
     """What tells the run's observers of an answer."""
-    names: dict[str, Any] = {"tool_call_id": call.tool_call_id, "tool_name": call.question.tool_name}
+    names: dict[str, Any] = {
+        "tool_call_id": call.tool_call_id,
+        "question_id": question_id(*call.place),
+        "tool_name": call.question.tool_name,
+    }
     actor = {} if answer.actor is None else {"actor": answer.actor}
     if answer.kind == "decline":
         reason = {} if answer.reason is None else {"reason": answer.reason}

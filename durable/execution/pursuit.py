@@ -19,7 +19,7 @@ from durable.chunks import GoalChunk, GoalPayload
 from durable.completion import goal as goals
 from durable.completion.context import JudgeContext
 from durable.completion.goal import Goal
-from durable.decisions import Question
+from durable.decisions import Question, question_id
 from durable.execution.verdicts import Verdicts, dump
 from durable.execution.waits import Waits
 from durable.suspension import RunSuspended, Suspension
@@ -96,7 +96,7 @@ class Pursuit:
             outcome = ledger.Outcome(value=dump(payload), aside=aside)
             self._verdicts.keep(step, name, outcome, GoalChunk(payload=payload))
             return outcome
-        payload.tool_call_id = ledger.judgement(name)
+        payload.tool_call_id, payload.question_id = ledger.judgement(name), question_id(step, round_)
         told = orjson.loads(dump(payload))
         pause = Suspension(kind="resume", payload=told, schema_=goals.RESUME_SCHEMA)
         question = Question(

@@ -28,7 +28,7 @@ from durable.chunks import (
     ToolCallSuspendedPayload,
 )
 from durable.chunks.base import Json
-from durable.decisions import Answer, Question, read_answers
+from durable.decisions import Answer, Question, question_id, read_answers
 from durable.errors import DecisionExpired, StoreUnavailable
 from durable.suspension import MARK, RunSuspended, Suspension, read_deferral
 from durable.translate import to_json_value
@@ -172,7 +172,7 @@ class Waits:
         field, entry = ledger.key(self._step, call_id, round_), ledger.encode(outcome)
         self._entries[field] = entry
         self._here.add(field)
-        self._writer.write(_chunk(call_id, question), Note(field=field, value=entry, waiting=waiting))
+        self._writer.write(_chunk(waiting, question), Note(field=field, value=entry, waiting=waiting))
         await self._writer.flush()
 
     async def resolve(self, ctx: RunContext[Any], requests: DeferredToolRequests) -> DeferredToolResults:
@@ -273,9 +273,10 @@ def _result(answer: Answer) -> Any:
     return ToolFailed(answer.reason or DECLINED) if answer.kind == "decline" else answer.data
 
 
-def _chunk(call_id: str, question: Question) -> ToolCallApproval | ToolCallSuspended:
+def _chunk(waiting: Waiting, question: Question) -> ToolCallApproval | ToolCallSuspended:
     fields: dict[str, Json] = {
-        "tool_call_id": call_id,
+        "tool_call_id": waiting.tool_call_id,
+        "question_id": question_id(waiting.step, waiting.round),
         "tool_name": question.tool_name,
         "resume_schema": orjson.dumps(question.resume_schema).decode(),
     }

@@ -1,12 +1,14 @@
--- Answers a call that waits, once: the first answer stands. Judged by the call's state, not by the run's; the run is
--- woken if it is suspended.
+-- Answers what is asked about a call, once: the first answer stands. Judged by the call's state, not by the run's; the
+-- run is woken if it is suspended. What was asked about the call before, or is asked next, is another question.
 --
 -- KEYS 1 run  2 log  3 ledger  4 calls  5 pending  6 deadlines  7 wakeups
--- ARGV 1 channel  2 run id  3 call  4 'step round' that the answer was checked against  5 hash of the answer
---      6 the answer, as JSON  7 field of the ledger  8 body of the chunk that tells of it  9 prefix of the status indexes
---      10 ms until a lost wake-up is repeated  11 channel of nudges  12 '1' when only a deadline that has passed may
---      answer so
--- Returns {'applied', status of the run before} | {'same'} | {'decided'} | {'changed'} | {'unknown'} | {'ended'}
+-- ARGV 1 channel  2 run id  3 call  4 'step round' of the question  5 hash of the answer
+--      6 the answer, as a JSON object  7 field of the ledger  8 body of the chunk that tells of it
+--      9 prefix of the status indexes  10 ms until a lost wake-up is repeated  11 channel of nudges
+--      12 '1' when only a deadline that has passed may answer so  13 what callers are told of it, as JSON
+--      14 how many answers the run tells of
+-- Returns {'applied', status of the run before} | {'same'} | {'decided'} | {'unknown'} | {'ended'} | {'changed'}, when the
+--      call is asked something else, or no deadline of it has passed
 local run, calls, run_id, call = KEYS[1], KEYS[4], ARGV[2], ARGV[3]
 local record = redis.call('HMGET', run, 'status', 'reason')
 local status = record[1]
@@ -15,14 +17,14 @@ if not status or not state then
   return {'unknown'}
 end
 local how, place, hash = string.match(state, '^(%a+) (%d+ %d+) ?(%w*)')
+if place ~= ARGV[4] then
+  return {'changed'}
+end
 if how == 'decided' then
   return {hash == ARGV[5] and 'same' or 'decided'}
 end
 if status == 'completed' or status == 'failed' or status == 'cancelled' then
   return {'ended'}
-end
-if place ~= ARGV[4] then
-  return {'changed'}
 end
 local now, member = now_ms(), run_id .. ':' .. call
 if ARGV[12] == '1' then
@@ -31,11 +33,14 @@ if ARGV[12] == '1' then
     return {'changed'}
   end
 end
-redis.call('HSET', calls, 's:' .. call, 'decided ' .. place .. ' ' .. ARGV[5] .. ' ' .. int(now), 'd:' .. call, ARGV[6])
-redis.call('HSET', KEYS[3], ARGV[7], ARGV[6])
+local count = redis.call('HINCRBY', run, 'decisions', 1)
+local answer = string.sub(ARGV[6], 1, -2) .. ',"at":' .. int(now) .. '}'
+redis.call('HSET', calls, 's:' .. call, 'decided ' .. place .. ' ' .. ARGV[5], 'd:' .. call, answer)
+redis.call('HSET', KEYS[3], ARGV[7], answer)
+-- The next question about the call takes the place of this one; the run tells of its newest answers all the same.
+redis.call('HSET', calls, 'a:' .. int(count % tonumber(ARGV[14])), int(count) .. ' ' .. int(now) .. ' ' .. ARGV[13])
 redis.call('ZREM', KEYS[5], member)
 redis.call('ZREM', KEYS[6], member)
-redis.call('HINCRBY', run, 'decisions', 1)
 redis.call('HSET', run, 'claims', '0')
 write(run, KEYS[2], ARGV[1], '0', 1, ARGV[8])
 -- One that has used up a budget waits for that to be raised, and finds the answer then.

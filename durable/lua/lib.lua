@@ -88,9 +88,15 @@ local function move(run, indexes, run_id, from, to)
   redis.call('ZADD', indexes .. to, score, run_id)
 end
 
--- A call that waits for an answer from outside. `place` is its step and its round; `expires` is ms, or ''.
+-- A call that waits for an answer from outside. `place` is its step and its round, and names the question; `expires` is
+-- ms, or ''. The same question again changes nothing: it may have been answered.
 local function announce(run, calls, pending, deadlines, run_id, call, place, body, expires)
   local now, due, member = now_ms(), '', run_id .. ':' .. call
+  local state = redis.call('HGET', calls, 's:' .. call)
+  if state and string.match(state, '^%a+ (%d+ %d+)') == place then
+    return
+  end
+  redis.call('ZREM', deadlines, member) -- that of a question before this one
   if expires ~= '' then
     due = int(now + tonumber(expires))
     redis.call('ZADD', deadlines, due, member)

@@ -85,6 +85,13 @@ def test_the_commands_and_what_they_come_to(page: Page, served: Caller) -> None:
     assert [decision["toolName"] for decision in served.look("mail-1")["decisions"]] == ["send_outside"]
 
 
+def test_which_question(page: Page, served: Caller) -> None:
+    ended = page.run("which", str(served.base_url).rstrip("/"))
+
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == """['1.0', '1.1'] {"book":"booked 14C"}\n"""
+
+
 def test_the_inbox(page: Page, served: Caller) -> None:
     ended = page.run("inbox", str(served.base_url).rstrip("/"))
 

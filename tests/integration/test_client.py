@@ -59,7 +59,17 @@ async def test_what_is_not_said_is_not_sent_but_null_is_data(api: ScriptedApi) -
         await client.approve("run-1", "c1")
         await client.decline("run-1", "c1", reason="no")
         await client.resume("run-1", "c1", None)
-    assert [json.loads(body) for body in bodies(api)] == [{}, {"reason": "no"}, {"data": None}]
+        await client.approve("run-1", "c1", question="1.0")
+        await client.decline("run-1", "c1", question="1.1")
+        await client.resume("run-1", "c1", 1, question="2.0")
+    assert [json.loads(body) for body in bodies(api)] == [
+        {},
+        {"reason": "no"},
+        {"data": None},
+        {"questionId": "1.0"},
+        {"questionId": "1.1"},
+        {"data": 1, "questionId": "2.0"},
+    ]
 
 
 async def test_a_refused_answer_tells_what_was_decided(api: ScriptedApi) -> None:

@@ -729,12 +729,12 @@ async def test_a_deadline_that_cancels_the_run_is_too_late_after_an_answer(
         handle = await durable.stream("pay")
         await pending(handle, "c1")
         sweeper = Sweeper(store, settings, nobody, "late")
-        assert await sweeper._expire(handle.run_id, "c1", "cancel") == 0, "of a question before this one"
+        assert await sweeper._expire(handle.run_id, "c1", "1.0", "cancel") == 0, "of a question before this one"
         await pending(handle, "c1")
         await handle.approve("c1", actor="ada")
         async with asyncio.timeout(15):
             await entered.wait()
-        assert await sweeper._expire(handle.run_id, "c1", "cancel") == 0
+        assert await sweeper._expire(handle.run_id, "c1", "1.0", "cancel") == 0
         let_go.set()
         assert await told(handle) == {"c1": ["success", "paid"]}
         [decision] = (await handle.status()).decisions or []

@@ -343,6 +343,7 @@ WAITING = {
     "runId": "run-1",
     "agent": "echo",
     "toolCallId": "c[1]",
+    "questionId": "2.0",
     "toolName": "refund",
     "args": {"amount": 500},
     "kind": "approval",
@@ -354,7 +355,7 @@ def test_pending_lists_the_calls_that_wait(api: ScriptedApi) -> None:
     assert durable(api, "pending").stderr == "Nothing waits.\n"
     api.pending = [WAITING]
     lines = durable(api, "pending", "--agent", "echo", "--limit", "3").stdout.splitlines()
-    assert lines[1].split()[:5] == ["run-1", "c[1]", "echo", "approval", "refund(amount=500)"]
+    assert lines[1].split()[:6] == ["run-1", "c[1]", "2.0", "echo", "approval", "refund(amount=500)"]
     assert api.requests[1][1] == "/v1/pending?agent=echo&limit=3"
     assert json.loads(durable(api, "pending", "--json").stdout)["toolCallId"] == "c[1]"
 
@@ -373,16 +374,46 @@ def test_an_answer_is_sent_with_who_gives_it(
     api: ScriptedApi, arguments: tuple[str, ...], verb: str, body: dict[str, Any]
 ) -> None:
     decision = {"toolCallId": "a/b", "toolName": "refund", "decision": verb, "actor": "ada", "at": WAITING["since"]}
-    api.run = run_object(status="queued", decisions=[decision], pending=[WAITING])
+    api.run = run_object(status="queued", decisions=[decision | {"questionId": "1.0"}], pending=[WAITING])
     result = durable(api, *arguments, "--actor", "ada", "run-1", "a/b")
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines() == [
         f"call a/b is {verb.rstrip('e')}ed by ada; run run-1 is queued",
         "  · refund still waits (call c[1])",
     ]
-    [(_, target, _, sent)] = api.requests
-    assert (target, json.loads(sent)) == (f"/v1/runs/run-1/tool-calls/a/b/{verb}", {**body, "actor": "ada"})
+    [(_, looked, _, _), (_, target, _, sent)] = api.requests
+    assert (looked, target) == ("/v1/runs/run-1", f"/v1/runs/run-1/tool-calls/a/b/{verb}")
+    assert json.loads(sent) == {**body, "actor": "ada", "questionId": "1.0"}
     assert json.loads(durable(api, *arguments, "run-1", "a/b", "--json").stdout)["runId"] == "run-1"
+
+
+def _decision(question: str, decision: str) -> dict[str, Any]:
+    return {k: WAITING[k] for k in ("toolCallId", "toolName")} | {
+        "questionId": question,
+        "decision": decision,
+        "at": WAITING["since"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("run", "options", "sent", "told"),
+    [
+        ({"pending": [WAITING], "decisions": [_decision("1.0", "decline")]}, (), "2.0", "answered"),
+        ({"decisions": [_decision("1.0", "decline"), _decision("1.1", "approve")]}, (), "1.1", "approved"),
+        ({"pending": [WAITING], "decisions": [_decision("1.0", "decline")]}, ("--question", "1.0"), "1.0", "declined"),
+        ({"pending": [WAITING | {"toolCallId": "c2"}]}, (), None, "answered"),
+        ({}, ("--question", ""), "", "answered"),
+    ],
+    ids=["what waits", "what was answered last", "what is named", "another call", "nothing is no default"],
+)
+def test_an_answer_names_what_it_answers(
+    api: ScriptedApi, run: dict[str, Any], options: tuple[str, ...], sent: str | None, told: str
+) -> None:
+    api.run = run_object(status="queued", **run)
+    result = durable(api, "approve", "run-1", "c[1]", *options)
+    assert result.stdout.splitlines()[0].startswith(f"call c[1] is {told}")
+    assert json.loads(api.requests[-1][3]).get("questionId") == sent
+    assert len(api.requests) == (1 if options else 2)
 
 
 @pytest.mark.parametrize("variable", ["LOGNAME", "USER"])
@@ -393,7 +424,7 @@ def test_who_answers_is_the_user_unless_they_say_otherwise(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, "grace")
     assert durable(api, "approve", "run-1", "c1").exit_code == 0
-    assert json.loads(api.requests[0][3]) == {"actor": "grace"}
+    assert json.loads(api.requests[-1][3]) == {"actor": "grace"}
 
 
 def test_a_refused_answer_is_one_line_with_the_code_of_a_refusal(api: ScriptedApi) -> None:
@@ -494,11 +525,18 @@ def test_tool_calls_and_their_outcomes_are_one_line_each(capsys: pytest.CaptureF
 
 def test_a_call_that_waits_says_how_to_answer_it(capsys: pytest.CaptureFixture[str]) -> None:
     refund = {"toolCallId": "c 1", "toolName": "refund", "args": {"amount": 500}}
-    paint = {"toolCallId": "-c2", "toolName": "paint", "args": {}, "suspendPayload": {"question": "which?"}}
+    paint = {
+        "toolCallId": "-c2",
+        "questionId": "2.1",
+        "toolName": "paint",
+        "args": {},
+        "suspendPayload": {"question": "which?"},
+    }
     denied = {"approval": {"id": "-c2", "approved": False, "reason": "enough", "actor": "ada"}}
     lines = transcript(
         capsys,
         ("tool-call-approval", {**refund, "resumeSchema": "{}"}, 1),
+        ("tool-call-approval", {**refund, "questionId": "1.0", "resumeSchema": "{}"}, 1),
         ("tool-call-suspended", {**paint, "resumeSchema": "{}"}, 1),
         ("tool-call-decided", {**refund, "args": {"amount": 1}, "decision": "approve", "actor": "ada"}, 0),
         ("tool-call-decided", {**CALL, "decision": "resume"}, 0),
@@ -507,7 +545,11 @@ def test_a_call_that_waits_says_how_to_answer_it(capsys: pytest.CaptureFixture[s
     )
     assert lines == [
         "  ? waits for approval of refund(amount=500):  durable approve run-1 'c 1'",
-        '  ? waits for an answer to paint(), {"question":"which?"}:  durable resume --data JSON -- run-1 -c2',
+        "  ? waits for approval of refund(amount=500):  durable approve run-1 'c 1' --question 1.0",
+        (
+            '  ? waits for an answer to paint(), {"question":"which?"}:  '
+            "durable resume --question 2.1 --data JSON -- run-1 -c2"
+        ),
         "  ✓ refund: approved by ada, as refund(amount=1)",
         "  ✓ add: resumed",
         "  ✗ add: nobody answered in time",

@@ -155,7 +155,7 @@ def test_a_suspended_run_tells_what_for() -> None:
 
 def waiting(call: str, *, until: int | None = None, answer: Answer | None = None, **asked: Any) -> Call:
     question = Question(**{"tool_name": "refund", "kind": "approval", **asked})
-    return Call(call, 1, 0, question, since=NOW - 60_000, until=until, answer=answer, at=NOW)
+    return Call(call, 1, 0, question, since=NOW - 60_000, until=until, answer=answer)
 
 
 def test_a_suspended_run_tells_which_calls_wait_since_when_and_until_when() -> None:
@@ -175,6 +175,7 @@ def test_a_suspended_run_tells_which_calls_wait_since_when_and_until_when() -> N
     ]
     assert found.facts[0].details == {
         "toolCallId": "c1",
+        "questionId": "1.0",
         "toolName": "refund",
         "kind": "approval",
         "since": "2026-11-24T07:59:00.000Z",
