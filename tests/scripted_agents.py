@@ -153,9 +153,9 @@ def refund(amount: int) -> str:
 
 @gated_agent.tool
 def paint(ctx: RunContext[object]) -> str:
-    """Ask which colour, and paint."""
+    """Ask which colour, and paint. Tartan is none: it asks again."""
     choice = resume_data(ctx, Colour)
-    if choice is None:
+    if choice is None or choice.colour == "tartan":
         raise suspend({"question": "Which colour?"}, resume_schema=Colour)
     return f"painted {choice.colour}"
 

@@ -9,7 +9,11 @@ from urllib.parse import quote
 
 import pytest
 from httpx import Response
+from typer.testing import CliRunner
 
+from durable.cli import app
+from durable.client import Client
+from durable.errors import AlreadyDecided, UnknownCall
 from tests.caller import Body, Caller, assert_problem, of_type
 from tests.deployment import wait_for
 
@@ -134,6 +138,126 @@ def test_a_slash_in_an_id_need_not_be_encoded(caller: Caller) -> None:
     run_id = waiting(caller, 'as "a/b" refund {"amount": 1}', "a/b")
     assert caller.post(f"/v1/runs/{run_id}/tool-calls/a/b/approve").status_code == 200
     caller.ended(run_id)
+
+
+def asked(caller: Caller, run_id: str, question: str) -> Body:
+    """The call that waits, once it is asked this."""
+
+    def waits() -> bool:
+        return [call["questionId"] for call in caller.look(run_id).get("pending", [])] == [question]
+
+    wait_for(waits, what=f"the question {question} of {run_id}")
+    [call] = caller.look(run_id)["pending"]
+    found: Body = call
+    return found
+
+
+TARTAN: Body = {"data": {"colour": "tartan"}, "actor": "ada"}
+
+
+class TestQuestions:
+    """A call that is asked about again."""
+
+    @pytest.fixture
+    def again(self, caller: Caller) -> str:
+        """A run whose call was asked twice, and answered once."""
+        run_id = waiting(caller, "call paint", "call-0")
+        first = asked(caller, run_id, "1.0")
+        assert caller.post(first["links"]["resume"], json=TARTAN).status_code == 200
+        asked(caller, run_id, "1.1")
+        return run_id
+
+    def test_the_link_of_a_question_answers_no_later_one(self, caller: Caller, again: str) -> None:
+        path = f"/v1/runs/{again}/tool-calls/call-0"
+        stale = f"{path}/resume?questionId=1.0"
+        assert caller.post(stale, json=TARTAN).status_code == 200
+        for verb, other in (("resume", {"data": {"colour": "red"}}), ("decline", None)):
+            details = assert_problem(caller.post(f"{path}/{verb}?questionId=1.0", json=other), 409, "already_decided")
+            decision = details["decision"]
+            assert decision.pop("at").endswith("Z")
+            assert decision == {
+                "toolCallId": "call-0",
+                "questionId": "1.0",
+                "toolName": "paint",
+                "decision": "resume",
+                "actor": "ada",
+            }
+        now = asked(caller, again, "1.1")
+        assert now["links"] == {verb: f"{path}/{verb}?questionId=1.1" for verb in ("resume", "decline")}
+        [listed] = [call for call in inbox(caller, limit=200)["pending"] if call["runId"] == again]
+        assert listed["questionId"] == "1.1"
+        assert {name: link for name, link in listed["links"].items() if name != "run"} == now["links"]
+        body: Body = {"data": {"colour": "blue"}, "actor": "bob", "questionId": "1.1"}
+        assert answer(caller, again, "call-0", "resume", body).status_code == 200
+        assert output(caller, again) == "The tool said painted blue"
+        for _ in range(2):
+            assert caller.post(stale, json=TARTAN).status_code == 200
+            assert answer(caller, again, "call-0", "resume", TARTAN | {"questionId": "1.0"}).status_code == 200
+            assert answer(caller, again, "call-0", "resume", body).status_code == 200
+        decided = [(found["questionId"], found["actor"]) for found in caller.look(again)["decisions"]]
+        assert decided == [("1.0", "ada"), ("1.1", "bob")]
+        chunks = caller.log(again)
+        assert [found["questionId"] for found in of_type(chunks, "tool-call-suspended")] == ["1.0", "1.1"]
+        assert [found["questionId"] for found in of_type(chunks, "tool-call-decided")] == ["1.0", "1.1"]
+
+    def test_what_names_no_question_of_the_call_changes_nothing(self, caller: Caller, again: str) -> None:
+        path = f"/v1/runs/{again}/tool-calls/call-0/resume"
+        for question in ("1.2", "2.0"):
+            assert_problem(caller.post(path, json=TARTAN | {"questionId": question}), 404, "unknown_call")
+            assert_problem(caller.post(path, json=TARTAN, params={"questionId": question}), 404, "unknown_call")
+        for wrong in ("", "zq9", "1.0zq9", "zq9" * 1000, 1.1, ["1.1"]):
+            refused = caller.post(path, json={**TARTAN, "questionId": wrong})
+            assert_problem(refused, 400, "invalid_request")
+            assert "zq9" not in refused.text
+        both = caller.post(path, json=TARTAN | {"questionId": "1.1"}, params={"questionId": "1.0"})
+        assert_problem(both, 400, "invalid_request")
+        asked(caller, again, "1.1")
+        agreed = caller.post(path, json=TARTAN | {"questionId": "1.1"}, params={"questionId": "1.1"})
+        assert agreed.status_code == 200
+        asked(caller, again, "1.2")
+        assert caller.post(f"/v1/runs/{again}/cancel").status_code == 202
+        assert caller.post(path, json=TARTAN, params={"questionId": "1.0"}).status_code == 200
+        assert_problem(caller.post(path, json=TARTAN, params={"questionId": "1.2"}), 409, "run_ended")
+
+    def test_of_many_who_answer_two_questions_each_has_one_answer(self, caller: Caller, again: str) -> None:
+        def attempt(i: int) -> int:
+            body = {"data": {"colour": f"c{i}"}, "questionId": f"1.{i % 2}"}
+            return answer(caller, again, "call-0", "resume", body).status_code
+
+        with ThreadPoolExecutor(10) as pool:
+            statuses = list(pool.map(attempt, range(20)))
+        assert set(statuses[::2]) == {409}, "what is asked now is not answered by what was said before"
+        assert sorted(statuses[1::2]) == [200] + [409] * 9
+        assert output(caller, again) == f"The tool said painted c{statuses.index(200)}"
+
+    async def test_the_client_answers_the_question_that_it_has_read(self, caller: Caller, again: str) -> None:
+        async with Client(str(caller.base_url)) as client:
+            view = await client.resume(again, "call-0", TARTAN["data"], question="1.0")
+            [call] = view.pending or []
+            assert call.question_id == "1.1"
+            with pytest.raises(AlreadyDecided) as refused:
+                await client.decline(again, "call-0", question="1.0")
+            assert refused.value.details["decision"]["toolName"] == "paint"
+            with pytest.raises(UnknownCall):
+                await client.approve(again, "call-0", question="7.0")
+            await client.decline(again, "call-0", reason="no", question=call.question_id)
+            assert await client.result(again) == "The tool said no "
+
+    def test_the_command_line_answers_what_it_is_told_or_what_is_asked_now(self, caller: Caller, again: str) -> None:
+        def resume(colour: str, *options: str) -> tuple[int, str]:
+            data = json.dumps({"colour": colour})
+            arguments = ["--url", str(caller.base_url), "resume", again, "call-0", "--data", data, *options]
+            found = CliRunner().invoke(app, arguments)
+            return found.exit_code, found.stdout or found.stderr
+
+        assert resume("tartan", "--question", "1.0")[0] == 0
+        assert resume("blue", "--question", "1.0")[0] == 4
+        asked(caller, again, "1.1")
+        code, said = resume("blue", "--actor", "grace")
+        assert (code, said.splitlines()[0].partition(";")[0]) == (0, "call call-0 is resumed by grace")
+        assert output(caller, again) == "The tool said painted blue"
+        assert resume("blue")[0] == 0
+        assert resume("red")[0] == 4
 
 
 class TestInbox:

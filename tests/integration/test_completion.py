@@ -408,7 +408,8 @@ async def test_a_goal_that_waits_for_somebody_suspends_the_run_until_it_is_resum
         assert call.payload["pausedReason"] == "which colour?"
         with pytest.raises(InvalidRequest):
             await handle.resume(call.tool_call_id, {"colour": "red"})
-        await handle.resume(call.tool_call_id, {"message": "red"}, actor="ada")
+        assert call.question_id == paused_goal.question_id == "1.0"
+        await handle.resume(call.tool_call_id, {"message": "red"}, actor="ada", question=call.question_id)
         chunks = await end(handle)
         result = await handle.result()
     assert prompts(result.messages) == ["write", "red"]

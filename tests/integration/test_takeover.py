@@ -109,6 +109,25 @@ class TestWhatCarriesOver:
         assert len(done) == times
         assert len({effect.key for effect in done}) == 1
 
+    @pytest.mark.parametrize("point", [Point.ANNOUNCE_BEFORE, Point.ANNOUNCE_AFTER])
+    async def test_a_question_has_the_same_id_in_every_attempt(self, stage: Stage, point: Point) -> None:
+        run_id = await stage.bench.create(agent="guessing")
+        decisions = Decisions(stage.bench.store, stage.bench.runs)
+        for place, answer in enumerate((Answer(kind="approve"), Answer(kind="resume", data=1))):
+            await stage.crash(run_id, point)
+            [calls] = await decisions.calls([run_id])
+            waiting = [call.place for call in calls if call.answer is None]
+            assert waiting == ([(1, place)] if point is Point.ANNOUNCE_AFTER else [])
+            assert stage.resume(run_id) == "suspended"
+            [[call]] = await decisions.calls([run_id])
+            assert (call.place, call.answer) == ((1, place), None)
+            await decisions.decide(run_id, "c1", answer, question=f"1.{place}")
+        assert stage.resume(run_id) == "suspended"
+        assert await decisions.decide(run_id, "c1", Answer(kind="approve"), question="1.0") is None
+        chunks = [chunk for chunk in await stage.bench.chunks(run_id) if chunk.type.startswith("tool-call-")]
+        asked = [chunk.payload.question_id for chunk in chunks if chunk.type.endswith(("-approval", "-suspended"))]
+        assert asked == ["1.0", "1.1", "1.2"]
+
     async def test_a_call_that_must_not_be_repeated_and_was_not_begun_is_made(self, stage: Stage) -> None:
         run_id = await stage.bench.create(agent="careful")
         await stage.crash(run_id, Point.TOOL_START_BEFORE)
