@@ -19,6 +19,7 @@ from durable.errors import ConfigurationError
 from durable.tool_options import OnToolError, check_tools
 
 DEFAULT_MAX_STEPS: Final = 20
+DEFAULT_GUARDRAIL_SECONDS: Final = 60.0
 AGENT_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}", re.ASCII)
 
 AgentKind = Literal["evented", "durable"]
@@ -68,6 +69,8 @@ class AgentOptions(TypedDict, total=False):
         input_guardrails: Functions of a `JudgeContext` and the conversation that may stop a run before the model is
             asked, by returning or raising a `Tripwire`. Default: none.
         output_guardrails: The same, of a `JudgeContext` and the output, before it is given out.
+        guardrail_seconds: Seconds that each guardrail may take; longer fails the run (`guardrail_failed`). None for no
+            limit. Default 60.
         completion: Scorers that judge the output whenever the model is done.
         goal: An objective, and a judge that says whether it is reached.
     """
@@ -82,6 +85,7 @@ class AgentOptions(TypedDict, total=False):
     step_seconds: float | None
     input_guardrails: Sequence[InputGuardrail]
     output_guardrails: Sequence[OutputGuardrail]
+    guardrail_seconds: float | None
     completion: TaskCompletion | None
     goal: Goal | None
 
@@ -104,6 +108,7 @@ class AgentDefinition:
         approval_policies: Policies that a run may ask for by name.
         input_guardrails: Asked before the model, once a run.
         output_guardrails: Asked before the output is given out, once a run.
+        guardrail_seconds: Seconds that each of them may take; None for no limit.
         completion: Whether the model may end.
         goal: What the model has to reach.
     """
@@ -121,6 +126,7 @@ class AgentDefinition:
     step_seconds: float | None = None
     input_guardrails: Sequence[InputGuardrail] = ()
     output_guardrails: Sequence[OutputGuardrail] = ()
+    guardrail_seconds: float | None = DEFAULT_GUARDRAIL_SECONDS
     completion: TaskCompletion | None = None
     goal: Goal | None = None
 
@@ -131,6 +137,8 @@ class AgentDefinition:
             raise ConfigurationError("max_steps must be at least 1.")
         if self.step_seconds is not None and not self.step_seconds > 0:
             raise ConfigurationError("step_seconds must be above 0.")
+        if self.guardrail_seconds is not None and not self.guardrail_seconds > 0:
+            raise ConfigurationError("guardrail_seconds must be above 0.")
         check_names(self.input_guardrails, "guardrail")
         check_names(self.output_guardrails, "guardrail")
 

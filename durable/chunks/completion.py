@@ -58,7 +58,8 @@ class IsTaskComplete(Chunk):
 
 
 class GoalPayload(Wire):
-    """`duration` is in ms. `toolCallId` is what a paused goal is resumed by, and `questionId` names this pause."""
+    """`duration` is in ms. `toolCallId` is what a paused goal is resumed by, and `questionId` names this pause.
+    `pending`: the judge is being asked."""
 
     objective: str
     iteration: int
@@ -77,10 +78,11 @@ class GoalPayload(Wire):
     should_continue: bool | None = None
     tool_call_id: str | None = None
     question_id: str | None = None
+    pending: bool | None = None
 
 
 class GoalChunk(Chunk):
-    """The model was done, and the goal's judge has said how far it got."""
+    """The model was done, and the goal's judge is being asked, or has said how far it got."""
 
     type: Literal["goal"] = "goal"
     payload: GoalPayload

@@ -128,6 +128,8 @@ class Transcript:
             case IsTaskComplete():
                 complete = "complete" if chunk.payload.passed else "not complete"
                 self._line(f"◇ the task is {complete}{_because(chunk.payload.reason)}", "magenta")
+            case GoalChunk() if chunk.payload.pending:
+                self._line("◇ the goal is being judged", "dim")
             case GoalChunk():
                 why = chunk.payload.paused_reason or chunk.payload.reason
                 self._line(f"◇ the goal is {chunk.payload.status}{_because(why)}", "magenta")

@@ -6,7 +6,6 @@ A judge that fails does not end the run: the goal is paused, and somebody decide
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -19,7 +18,7 @@ from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.usage import RunUsage
 
 from durable.chunks import GoalPayload, Json, ScorerResult
-from durable.completion.context import JudgeContext, ask, check_names, name_of
+from durable.completion.context import JudgeContext, Overdue, ask, check_names, failure, in_time, name_of
 from durable.completion.scoring import Score, result
 from durable.errors import ConfigurationError
 from durable.translate import to_json_value
@@ -86,7 +85,9 @@ class Goal:
         return self.objective if isinstance(self.objective, str) else self.objective(ctx)
 
 
-async def judge(goal: Goal, ctx: JudgeContext, output: Any, budget: int) -> tuple[GoalPayload, RunUsage | None]:
+async def judge(
+    goal: Goal, ctx: JudgeContext, output: Any, budget: int, tell: Callable[[GoalPayload], None]
+) -> tuple[GoalPayload, RunUsage | None]:
     """Ask the judge; what it says as observers see it, and the tokens that it took.
 
     Args:
@@ -94,31 +95,48 @@ async def judge(goal: Goal, ctx: JudgeContext, output: Any, budget: int) -> tupl
         ctx: What it may know.
         output: What it judges.
         budget: How often it may be asked in all.
+        tell: Called with what observers are told before it is asked.
     """
     begun, used = time.monotonic(), None
-    verdict, failure, timed_out, objective = None, None, False, ""
+    verdict, failed, timed_out, objective = None, None, False, ""
     try:
         objective = goal.objective_of(ctx)
-        async with asyncio.timeout(goal.timeout):
-            verdict, used = await _ask(goal, ctx, objective, output)
-    except TimeoutError:
-        failure, timed_out = "The judge did not answer in time.", True
+        tell(_pending(goal, ctx, objective, budget))
+        asked = _ask(goal, ctx, objective, output)
+        verdict, used = await in_time(ctx, f"the judge {goal.judge_name}", asked, goal.timeout)
     except Exception as error:  # noqa: BLE001 - the user's own code, or a model's provider; a person decides
-        log.warning("run %s: the judge raised %s", ctx.run_id, type(error).__name__)
-        failure = f"The judge raised {type(error).__name__}."
+        log.warning("run %s: the judge %s", ctx.run_id, failure(error))
+        failed, timed_out = f"The judge {failure(error)}.", isinstance(error, Overdue)
     done = verdict is not None and verdict.status == "done"
-    said = Score(float(done), reason=verdict.reason if verdict else failure)
-    found = result(goal.judge_name, said, begun, errored=failure is not None)
+    said = Score(float(done), reason=verdict.reason if verdict else failed)
+    found = result(goal.judge_name, said, begun, errored=failed is not None)
     fields: dict[str, Any] = {"objective": objective, "iteration": ctx.iteration, "max_runs": budget}
     return GoalPayload(
         **fields,
-        **_standing(verdict, failure, exhausted=ctx.iteration >= budget),
+        **_standing(verdict, failed, exhausted=ctx.iteration >= budget),
         passed=done,
         results=[found],
         duration=found.duration,
         timed_out=timed_out,
         suppress_feedback=goal.suppress_feedback,
     ), used
+
+
+def _pending(goal: Goal, ctx: JudgeContext, objective: str, budget: int) -> GoalPayload:
+    """What observers are told while nobody has judged yet."""
+    return GoalPayload(
+        objective=objective,
+        iteration=ctx.iteration,
+        max_runs=budget,
+        passed=False,
+        status="active",
+        results=[],
+        duration=0,
+        timed_out=False,
+        max_runs_reached=False,
+        suppress_feedback=goal.suppress_feedback,
+        pending=True,
+    )
 
 
 async def _ask(goal: Goal, ctx: JudgeContext, objective: str, output: Any) -> tuple[GoalVerdict, RunUsage | None]:
@@ -136,13 +154,13 @@ _QUESTION: Final = (
 )
 
 
-def _standing(verdict: GoalVerdict | None, failure: str | None, *, exhausted: bool) -> dict[str, Any]:
+def _standing(verdict: GoalVerdict | None, failed: str | None, *, exhausted: bool) -> dict[str, Any]:
     """How the goal stands after a verdict, or without one."""
     if verdict is None:
         return {
             "status": "paused",
             "judge_failed": True,
-            "paused_reason": failure,
+            "paused_reason": failed,
             "max_runs_reached": exhausted,
         }
     reason = {} if verdict.reason is None else {"reason": verdict.reason}

@@ -1,6 +1,6 @@
 """Guardrails: functions that stop a run before the model is asked, or before its output is given out.
 
-They fail closed: one that can't say stops the run as well.
+They fail closed: one that can't say, or does not in time, stops the run as well.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from pydantic_ai.messages import ModelMessage
 
 from durable.chunks.base import Json
-from durable.completion.context import JudgeContext, ask, name_of
+from durable.completion.context import JudgeContext, ask, failure, in_time, name_of
 from durable.errors import GuardrailFailed
 from durable.translate import to_json_value
 
@@ -53,20 +53,28 @@ OutputGuardrail = Callable[[JudgeContext, Any], Tripwire | Awaitable[Tripwire | 
 """Is given the agent's output."""
 
 
-async def guard(ctx: JudgeContext, guardrail: Callable[..., Any], subject: Any) -> Tripwire | None:
+async def guard(
+    ctx: JudgeContext, guardrail: Callable[..., Any], subject: Any, seconds: float | None
+) -> Tripwire | None:
     """Ask a guardrail.
 
+    Args:
+        ctx: What it may know.
+        guardrail: What to ask.
+        subject: What it looks at.
+        seconds: How long it may take; None for no limit.
+
     Raises:
-        GuardrailFailed: It raised, or returned something else.
+        GuardrailFailed: It raised, returned something else, or was late.
     """
     name = name_of(guardrail)
     try:
-        said = await ask(ctx, guardrail, subject)
+        said = await in_time(ctx, f"the guardrail {name}", ask(ctx, guardrail, subject), seconds)
     except Tripwire as tripped:
         return tripped
     except Exception as error:
-        log.warning("run %s: the guardrail %s raised %s", ctx.run_id, name, type(error).__name__)
-        raise GuardrailFailed(f"The guardrail {name!r} raised {type(error).__name__}.") from error
+        log.warning("run %s: the guardrail %s %s", ctx.run_id, name, failure(error))
+        raise GuardrailFailed(f"The guardrail {name!r} {failure(error)}.") from error
     if said is None or isinstance(said, Tripwire):
         return said
     raise GuardrailFailed(f"The guardrail {name!r} returned neither None nor a Tripwire.")

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from durable.chunks import ScorerResult
-from durable.completion.context import JudgeContext, ask, check_names, name_of
+from durable.completion.context import JudgeContext, Overdue, ask, check_names, failure, in_time, name_of
 from durable.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
 
 Strategy = Literal["all", "any"]
-OUT_OF_TIME = "It did not answer in time."
 
 
 @dataclass(frozen=True)
@@ -91,37 +90,33 @@ async def score(
         known: What some of them have said before, by their names: they are not asked again.
         keep: Called with each result as soon as it is there.
     """
-    tasks = {
-        name: asyncio.get_running_loop().create_task(_one(ctx, scorer, output, keep))
-        for scorer in completion.scorers
-        if (name := name_of(scorer)) not in known
-    }
-    begun = time.monotonic()
-    try:
-        if tasks:
-            await asyncio.wait(tasks.values(), timeout=completion.timeout)
-        late = [name for name, task in tasks.items() if not task.done()]
-        broken = [name for name, task in tasks.items() if task.done() and task.cancelled()]
-    finally:
-        for task in tasks.values():
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks.values())
-    results = dict(known) | {name: task.result() for name, task in tasks.items() if name not in {*late, *broken}}
-    for names, reason in ((late, OUT_OF_TIME), (broken, "The scorer was cancelled.")):
-        for name in names:
-            results[name] = result(name, Score(0, passed=False, reason=reason), begun, errored=True)
+    late: list[str] = []
+    asked = [scorer for scorer in completion.scorers if name_of(scorer) not in known]
+    # All begin now, so the time that each may take is the time of all.
+    found = await asyncio.gather(*(_one(completion, ctx, scorer, output, keep, late) for scorer in asked))
+    results = dict(known) | {result.scorer_id: result for result in found}
     return [results[name_of(scorer)] for scorer in completion.scorers], bool(late)
 
 
-async def _one(ctx: JudgeContext, scorer: Scorer, output: Any, keep: Callable[[ScorerResult], None]) -> ScorerResult:
+async def _one(
+    completion: TaskCompletion,
+    ctx: JudgeContext,
+    scorer: Scorer,
+    output: Any,
+    keep: Callable[[ScorerResult], None],
+    late: list[str],
+) -> ScorerResult:
     name, begun = name_of(scorer), time.monotonic()
     try:
-        said, errored = read_score(await ask(ctx, scorer, output)), False
+        said = await in_time(ctx, f"the scorer {name}", ask(ctx, scorer, output), completion.timeout)
+        found = result(name, read_score(said), begun)
     except Exception as error:  # noqa: BLE001 - the user's own code; it counts as not passed
-        log.warning("run %s: the scorer %s raised %s", ctx.run_id, name, type(error).__name__)
-        said, errored = Score(0, passed=False, reason=f"The scorer raised {type(error).__name__}."), True
-    found = result(name, said, begun, errored=errored)
+        log.warning("run %s: the scorer %s %s", ctx.run_id, name, failure(error))
+        why = Score(0, passed=False, reason=f"The scorer {failure(error)}.")
+        found = result(name, why, begun, errored=True)
+        if isinstance(error, Overdue):
+            late.append(name)
+            return found  # who was late is stored with the verdict of all
     keep(found)
     return found
 

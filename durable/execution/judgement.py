@@ -98,14 +98,14 @@ class Judgement:
         """Have the input guardrails look at what the run begins with, once.
 
         Raises:
-            GuardrailFailed: One of them can't say.
+            GuardrailFailed: One of them can't say, or not in time.
         """
         ctx = self._context(messages)
         for guardrail in self._definition.input_guardrails:
             kept = f"input-guardrail-{name_of(guardrail)}"
             if (known := self._verdicts.known(0, kept)) is None:
                 await self._verdicts.stored()
-                said = await guard(ctx, guardrail, messages)
+                said = await guard(ctx, guardrail, messages, self._definition.guardrail_seconds)
                 known = self._keep_guarded(0, kept, name_of(guardrail), said)
             if known.value is not None:
                 return Tripped(orjson.loads(known.value))
@@ -124,7 +124,7 @@ class Judgement:
             first: The seq of the step's first chunk.
 
         Raises:
-            GuardrailFailed: One of them can't say.
+            GuardrailFailed: One of them can't say, or not in time.
             LeaseLost: The run has another owner.
         """
         ctx = self._context(messages)
@@ -132,7 +132,7 @@ class Judgement:
             kept = f"output-guardrail-{name_of(guardrail)}"
             if (known := self._verdicts.known(step, kept)) is None:
                 await self._verdicts.stored()
-                said = await guard(ctx, guardrail, output)
+                said = await guard(ctx, guardrail, output, self._definition.guardrail_seconds)
                 void = VoidRange.model_validate({"from": first, "to": self._writer.next_seq - 1})
                 more = {"void": void, **({"withheld": list(withheld)} if withheld else {})}
                 known = self._keep_guarded(step, kept, name_of(guardrail), said, **more)

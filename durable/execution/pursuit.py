@@ -90,7 +90,7 @@ class Pursuit:
         before = list(self._verdicts.before("goal-"))
         context = self._context(ctx.messages, 1 + len(before))
         await self._verdicts.stored()
-        payload, used = await goals.judge(self._goal, context, output, self._budget(before))
+        payload, used = await goals.judge(self._goal, context, output, self._budget(before), self._tell)
         aside = None if used is None else {"usage": _USAGE.dump_python(used, mode="json", exclude_defaults=True)}
         if payload.status != "paused":
             outcome = ledger.Outcome(value=dump(payload), aside=aside)
@@ -111,6 +111,9 @@ class Pursuit:
         self._verdicts.keep(step, name, outcome, GoalChunk(payload=payload), round_=round_, waiting=waiting)
         await self._verdicts.stored()
         return outcome
+
+    def _tell(self, pending: GoalPayload) -> None:
+        self._verdicts.tell(GoalChunk(payload=pending))
 
     def _budget(self, before: Sequence[tuple[str, ledger.Outcome]]) -> int:
         """How often the judge may be asked in all, after what was said when the goal was resumed."""

@@ -64,6 +64,10 @@ class Verdicts:
             self._writer.write(chunk, note)
         self._got_on()
 
+    def tell(self, chunk: Chunk) -> None:
+        """Tell observers that somebody is being asked. Nothing is stored with it: another attempt tells it again."""
+        self._writer.write(chunk)
+
     def before(self, name: str) -> Iterator[tuple[str, ledger.Outcome]]:
         """The verdicts of a name, or of names that begin so, in the order in which they were given."""
         fields = [field for field in self._entries if field.partition(":")[2].startswith(ledger.judgement(name))]

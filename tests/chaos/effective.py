@@ -1,7 +1,8 @@
 """What of a log counts, in a form that is equal for two runs that did the same.
 
-Left out is what a later step declared void, and what differs between any two runs: times, ids and how text was cut into
-deltas. Calls and outcomes of one step come in the order of their ids: tools that run side by side end in any order.
+Left out is what a later step declared void, what says only that a judge is being asked, and what differs between any
+two runs: times, ids and how text was cut into deltas. Calls and outcomes of one step come in the order of their ids:
+tools that run side by side end in any order.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ def effective(chunks: Sequence[Chunk]) -> list[tuple[str, Any]]:
     settled: list[tuple[str, Any]] = []
     for chunk in counting:
         payload = _without(chunk.to_wire()["payload"])
+        if chunk.type == "goal" and "pending" in payload:
+            continue  # each attempt that asks the judge says so
         if chunk.type in _ANY_ORDER:
             settled.append((chunk.type, payload))
             continue

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -34,6 +35,7 @@ from durable.doctor import Doctor
 from durable.errors import ConfigurationError, InvalidRequest, RunEnded, RunFailed
 from durable.settings import Settings
 from durable.store import Store
+from durable.store import text as text_of
 from tests.conftest import eventually
 
 Connected = Callable[..., Any]
@@ -120,6 +122,11 @@ async def paused(handle: RunHandle, count: int = 1) -> GoalPayload:
 def of(chunks: Sequence[Chunk], kind: str) -> list[Any]:
     """The payloads of one type."""
     return [chunk.payload for chunk in chunks if chunk.type == kind]
+
+
+def goal_verdicts(chunks: Sequence[Chunk]) -> list[GoalPayload]:
+    """What the goal's judge has said."""
+    return [payload for payload in of(chunks, "goal") if not payload.pending]
 
 
 def text(chunks: Sequence[Chunk]) -> str:
@@ -362,7 +369,7 @@ async def test_a_goal_is_judged_until_it_is_reached(connected: Connected) -> Non
         result = await handle.result()
     assert result.output == "draft 3"
     assert asked == {f"{n} three drafts for ada draft {n}": 1 for n in (1, 2, 3)}
-    verdicts = of(chunks, "goal")
+    verdicts = goal_verdicts(chunks)
     assert [(found.iteration, found.status, found.should_continue, found.passed) for found in verdicts] == [
         (1, "active", True, False),
         (2, "active", True, False),
@@ -370,6 +377,37 @@ async def test_a_goal_is_judged_until_it_is_reached(connected: Connected) -> Non
     ]
     assert (verdicts[0].objective, verdicts[0].max_runs) == ("three drafts for ada", 4)
     assert "draft 1 was read" in prompts(result.messages)[1]
+
+
+async def test_observers_hear_that_a_judge_is_asked_before_it_has_said_anything(connected: Connected) -> None:
+    heard = asyncio.Event()
+
+    async def editor(_: JudgeContext, __: str, ___: str) -> GoalVerdict:
+        await heard.wait()
+        return GoalVerdict(status="done")
+
+    async with connected(goal=Goal("a car", editor, max_runs=3, suppress_feedback=True)) as agent:
+        handle = await agent.stream("write")
+        async with asyncio.timeout(15):
+            async for chunk in handle.observe():
+                if isinstance(chunk, GoalChunk):
+                    break
+        heard.set()
+        pending, verdict = of(await end(handle), "goal")
+    assert GoalChunk(payload=pending).to_wire()["payload"] == {
+        "objective": "a car",
+        "iteration": 1,
+        "maxRuns": 3,
+        "passed": False,
+        "status": "active",
+        "results": [],
+        "duration": 0,
+        "timedOut": False,
+        "maxRunsReached": False,
+        "suppressFeedback": True,
+        "pending": True,
+    }
+    assert (verdict.iteration, verdict.status, verdict.pending) == (1, "done", None)
 
 
 async def test_an_agent_may_judge_and_its_tokens_count(connected: Connected) -> None:
@@ -383,7 +421,7 @@ async def test_an_agent_may_judge_and_its_tokens_count(connected: Connected) -> 
         chunks = await end(handle)
         result = await handle.result()
     assert result.output == "draft 2"
-    assert [found.scorer_id for verdict in of(chunks, "goal") for found in verdict.results] == ["editor", "editor"]
+    assert [found.scorer_id for verdict in goal_verdicts(chunks) for found in verdict.results] == ["editor", "editor"]
     own = sum(step.output.usage.total_tokens for step in of(chunks, "step-finish"))
     judged = [message for message in result.messages if isinstance(message, ModelResponse)]
     assert len(judged) == 2
@@ -414,7 +452,7 @@ async def test_a_goal_that_waits_for_somebody_suspends_the_run_until_it_is_resum
         result = await handle.result()
     assert prompts(result.messages) == ["write", "red"]
     assert result.output == "draft 2"
-    assert [found.status for found in of(chunks, "goal")] == ["paused", "done"]
+    assert [found.status for found in goal_verdicts(chunks)] == ["paused", "done"]
 
 
 async def test_a_paused_goal_may_be_given_up(connected: Connected) -> None:
@@ -463,7 +501,7 @@ async def test_a_goal_whose_budget_is_used_up_is_paused_and_may_be_given_more(
         chunks = await end(handle)
         result = await handle.result()
     assert result.output == "draft 3"
-    assert of(chunks, "goal")[-1].max_runs == budget
+    assert goal_verdicts(chunks)[-1].max_runs == budget
 
 
 async def test_a_paused_goal_may_be_cancelled(connected: Connected) -> None:
@@ -484,7 +522,7 @@ async def test_the_task_is_complete_before_the_goal_is_judged(connected: Connect
     async with connected(completion=TaskCompletion([third]), goal=Goal("a car", editor)) as agent:
         chunks = await end(await agent.stream("write"))
     order = [chunk.type for chunk in chunks if chunk.type in {"is-task-complete", "goal"}]
-    assert order == ["is-task-complete"] * 3 + ["goal"]
+    assert order == ["is-task-complete"] * 3 + ["goal"] * 2
 
 
 async def hang(ctx: JudgeContext, *_: Any) -> Any:
@@ -513,6 +551,269 @@ async def test_a_run_that_is_being_judged_can_be_cancelled(connected: Connected,
     assert [chunk.type for chunk in chunks][-2:] == ["abort", "finish"]
 
 
+# Those who do not end
+
+
+class Stubborn:
+    """Swallows every interruption until it is let go, and then says that all is well.
+
+    Args:
+        verdict: What it says.
+        synchronous: Whether it keeps a thread instead.
+    """
+
+    __name__ = "stubborn"
+
+    def __init__(self, verdict: Any = None, *, synchronous: bool = False) -> None:
+        self.asked = asyncio.Event()
+        self.let_go = threading.Event()
+        self.said = asyncio.Event()
+        self._verdict = verdict
+        self._synchronous = synchronous
+        self._loop = asyncio.get_running_loop()
+
+    def __call__(self, *_: Any) -> Any:
+        return self._block() if self._synchronous else self._swallow()
+
+    def _block(self) -> Any:
+        self._loop.call_soon_threadsafe(self.asked.set)
+        self.let_go.wait(30)
+        self._loop.call_soon_threadsafe(self.said.set)
+        return self._verdict
+
+    async def _swallow(self) -> Any:
+        self.asked.set()
+        while not self.let_go.is_set():
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.01)
+        self.said.set()
+        return self._verdict
+
+
+JUDGES = ["input_guardrails", "output_guardrails", "completion", "goal"]
+
+
+def options_of(by: str, stubborn: Stubborn, seconds: float | None) -> dict[str, Any]:
+    """The options of an agent whose runs somebody judges who does not end."""
+    if by == "completion":
+        return {by: TaskCompletion([stubborn], timeout=seconds, max_iterations=1)}
+    if by == "goal":
+        return {by: Goal("a car", stubborn, timeout=seconds)}
+    return {by: [stubborn], "guardrail_seconds": seconds}
+
+
+@pytest.fixture
+async def stubborn() -> AsyncIterator[Callable[..., Stubborn]]:
+    """Makes those who do not end. All of them are let go at last."""
+    made: list[Stubborn] = []
+
+    def make(*args: Any, **options: Any) -> Stubborn:
+        made.append(Stubborn(*args, **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.let_go.set()
+        if each.asked.is_set():
+            await asyncio.wait_for(each.said.wait(), 15)
+
+
+@pytest.mark.parametrize("synchronous", [False, True], ids=["async", "sync"])
+@pytest.mark.parametrize("where", ["input_guardrails", "output_guardrails"])
+async def test_a_guardrail_that_takes_too_long_stops_the_run(
+    connected: Connected,
+    stubborn: Callable[..., Stubborn],
+    caplog: pytest.LogCaptureFixture,
+    where: str,
+    *,
+    synchronous: bool,
+) -> None:
+    guardrail = stubborn(synchronous=synchronous)
+    async with connected(**options_of(where, guardrail, 0.1)) as agent:
+        handle = await agent.stream("write")
+        chunks = await end(handle)
+        with pytest.raises(RunFailed) as raised:
+            await handle.result()
+        assert not guardrail.said.is_set()
+        engine = next(iter(agent._backends.values())).engine
+        assert engine is not None
+        # The end of a run is heard before its attempt has ended.
+        await eventually(counts(lambda: engine.busy_threads, int(synchronous)), what="its thread to be counted")
+        guardrail.let_go.set()
+        await asyncio.wait_for(guardrail.said.wait(), 15)
+        await eventually(counts(lambda: engine.busy_threads, 0), what="its thread to be free again")
+        assert await end(handle) == chunks
+    assert raised.value.failure_code == "guardrail_failed"
+    assert "did not answer in time" in chunks[-2].payload.error.message
+    assert sum("although it was interrupted" in message for message in caplog.messages) == int(not synchronous)
+
+
+def counts(read: Callable[[], int], number: int) -> Callable[[], Awaitable[bool]]:
+    async def same() -> bool:
+        return read() == number
+
+    return same
+
+
+async def test_a_guardrail_that_heeds_its_time_limit_ends_properly(connected: Connected) -> None:
+    ended = asyncio.Event()
+
+    async def slow(_: JudgeContext, __: Any) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            ended.set()
+
+    async with connected(input_guardrails=[slow], guardrail_seconds=0.1) as agent:
+        chunks = await end(await agent.stream("write"))
+        assert ended.is_set()
+    assert [chunk.type for chunk in chunks] == ["start", "error", "finish"]
+
+
+@pytest.mark.parametrize("synchronous", [False, True], ids=["async", "sync"])
+async def test_a_scorer_that_does_not_end_is_not_waited_for_and_its_late_score_is_refused(
+    connected: Connected, store: Store, stubborn: Callable[..., Stubborn], *, synchronous: bool
+) -> None:
+    scorer = stubborn(True, synchronous=synchronous)
+    async with connected(**options_of("completion", scorer, 0.1)) as agent:
+        handle = await agent.stream("write")
+        chunks = await end(handle)
+        assert (await handle.result()).reason == "max_iterations"
+        before = await store.redis.hgetall(store.keys.ledger(handle.run_id))
+        assert not scorer.said.is_set()
+        scorer.let_go.set()
+        await asyncio.wait_for(scorer.said.wait(), 15)
+        assert await store.redis.hgetall(store.keys.ledger(handle.run_id)) == before
+        assert await end(handle) == chunks
+    [verdict] = of(chunks, "is-task-complete")
+    assert (verdict.passed, verdict.timed_out) == (False, True)
+    assert [(found.errored, found.reason) for found in verdict.results] == [
+        (True, "The scorer did not answer in time.")
+    ]
+
+
+async def test_a_late_score_is_refused_while_the_run_goes_on(
+    connected: Connected, store: Store, stubborn: Callable[..., Stubborn]
+) -> None:
+    late, scored = stubborn(True), asyncio.Event()
+
+    async def waiting_for_it(ctx: JudgeContext, _: str, __: str) -> GoalVerdict:
+        late.let_go.set()
+        await late.said.wait()
+        scored.set()
+        return GoalVerdict(status="done")
+
+    completion = TaskCompletion([late, third_or_first], strategy="any", timeout=0.1)
+    async with connected(completion=completion, goal=Goal("a car", waiting_for_it)) as agent:
+        handle = await agent.stream("write")
+        await end(handle)
+        stored = {text_of(name) for name in await store.redis.hkeys(store.keys.ledger(handle.run_id))}
+    assert scored.is_set()
+    assert not [name for name in stored if "scorer-stubborn" in name]
+    assert [name for name in stored if "scorer-third_or_first" in name]
+
+
+def third_or_first(_: JudgeContext, output: str) -> bool:
+    return output in {"draft 1", "draft 3"}
+
+
+@pytest.mark.parametrize("synchronous", [False, True], ids=["async", "sync"])
+async def test_a_judge_that_does_not_end_pauses_the_goal_and_its_late_verdict_is_refused(
+    connected: Connected, stubborn: Callable[..., Stubborn], caplog: pytest.LogCaptureFixture, *, synchronous: bool
+) -> None:
+    judge = stubborn(GoalVerdict(status="done"), synchronous=synchronous)
+    async with connected(**options_of("goal", judge, 0.1)) as agent:
+        handle = await agent.stream("write")
+        paused_goal = await paused(handle)
+        assert (paused_goal.judge_failed, paused_goal.timed_out) == (True, True)
+        assert paused_goal.paused_reason == "The judge did not answer in time."
+        assert not judge.said.is_set()
+        judge.let_go.set()
+        await asyncio.wait_for(judge.said.wait(), 15)
+        view = await handle.status()
+        assert (view.status, view.reason) == ("suspended", "goal_paused")
+        await handle.decline(paused_goal.tool_call_id)
+        assert (await handle.result()).reason == "goal_stopped"
+    assert sum("although it was interrupted" in message for message in caplog.messages) == int(not synchronous)
+
+
+async def test_a_judge_whose_own_time_limit_ran_out_is_not_called_late(connected: Connected) -> None:
+    async def impatient(_: JudgeContext, __: str, ___: str) -> GoalVerdict:
+        async with asyncio.timeout(0.01):
+            await asyncio.Event().wait()
+        return GoalVerdict(status="done")
+
+    async with connected(goal=Goal("a car", impatient)) as agent:
+        handle = await agent.stream("write")
+        paused_goal = await paused(handle)
+        await handle.cancel()
+    assert (paused_goal.timed_out, paused_goal.paused_reason) == (False, "The judge raised TimeoutError.")
+
+
+@pytest.mark.parametrize("by", JUDGES)
+async def test_a_run_whose_judge_swallows_it_can_be_cancelled(
+    connected: Connected, stubborn: Callable[..., Stubborn], by: str
+) -> None:
+    judge = stubborn()
+    async with connected(**options_of(by, judge, None)) as agent:
+        handle = await agent.stream("write")
+        await asyncio.wait_for(judge.asked.wait(), 15)
+        await handle.cancel()
+        chunks = await end(handle)
+        assert not judge.said.is_set()
+    assert [chunk.type for chunk in chunks][-2:] == ["abort", "finish"]
+
+
+async def test_what_is_said_only_when_interrupted_comes_too_late(connected: Connected) -> None:
+    async def late(*_: Any) -> Any:
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        return True
+
+    async with connected(completion=TaskCompletion([late], timeout=0.1, max_iterations=1)) as agent:
+        [verdict] = of(await end(await agent.stream("write")), "is-task-complete")
+    assert (verdict.passed, verdict.timed_out) == (False, True)
+
+
+@pytest.mark.parametrize("by", JUDGES)
+async def test_whoever_judges_a_run_that_is_cancelled_is_interrupted(connected: Connected, by: str) -> None:
+    asked, interrupted = asyncio.Event(), asyncio.Event()
+
+    async def wait(*_: Any) -> Any:
+        asked.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            interrupted.set()
+
+    options: dict[str, Any] = {"completion": TaskCompletion([wait]), "goal": Goal("a car", wait)}
+    async with connected(**{by: options.get(by, [wait])}) as agent:
+        handle = await agent.stream("write")
+        await asyncio.wait_for(asked.wait(), 15)
+        await handle.cancel()
+        await end(handle)
+        assert interrupted.is_set()
+
+
+async def cancels_itself(*_: Any) -> Any:
+    raise asyncio.CancelledError
+
+
+async def test_who_cancels_itself_could_not_say(connected: Connected) -> None:
+    async with connected(input_guardrails=[cancels_itself]) as agent:
+        with pytest.raises(RunFailed) as failed:
+            await agent.generate("write")
+    assert failed.value.failure_code == "guardrail_failed"
+    async with connected(completion=TaskCompletion([cancels_itself], max_iterations=1)) as agent:
+        [verdict] = of(await end(await agent.stream("write")), "is-task-complete")
+    assert [(found.errored, found.reason) for found in verdict.results] == [(True, "The scorer was cancelled.")]
+    async with connected(goal=Goal("a car", cancels_itself)) as agent:
+        handle = await agent.stream("write")
+        assert (await paused(handle)).paused_reason == "The judge was cancelled."
+        await handle.cancel()
+
+
 # Configuration
 
 
@@ -528,6 +829,7 @@ async def test_a_run_that_is_being_judged_can_be_cancelled(connected: Connected,
         lambda: Goal("a car", waiting, max_runs=0),
         lambda: Goal("a car", "nobody"),  # type: ignore[arg-type]  # that is what is refused
         lambda: create_durable_agent(Agent(name="a"), input_guardrails=[raising, raising]),
+        lambda: create_durable_agent(Agent(name="a"), guardrail_seconds=0),
         lambda: create_durable_agent(Agent(name="a"), output_guardrails=["none"]),  # type: ignore[list-item]  # same
     ],
 )

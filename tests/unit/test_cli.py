@@ -566,6 +566,7 @@ def test_verdicts_are_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
         capsys,
         ("is-task-complete", {**task, "passed": False, "reason": "length: too\nlong"}, 1),
         ("is-task-complete", {**task, "passed": True}, 1),
+        ("goal", {**goal, "status": "active", "pending": True}, 1),
         ("goal", {**goal, "status": "paused", "pausedReason": "which colour?"}, 1),
         ("tripwire", stopped, 1),
         ("tripwire", {**stopped, "void": {"from": 1, "to": 2}}, 1),
@@ -573,6 +574,7 @@ def test_verdicts_are_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines == [
         "◇ the task is not complete: length: too long",
         "◇ the task is complete",
+        "◇ the goal is being judged",
         "◇ the goal is paused: which colour?",
         "✗ stopped by no_secrets: a secret",
         "✗ stopped by no_secrets: a secret; what the model said last no longer counts",
