@@ -17,7 +17,7 @@ from durable.observer import Hub, Observer
 from durable.runs import NewRun, RunRecord, Runs
 from durable.settings import Settings
 from durable.store import Store
-from durable.sweeper import Sweeper
+from durable.sweeper import StandIn, Sweeper
 from durable.views import RunView
 
 
@@ -61,7 +61,7 @@ class Backend:
         self.engine: Engine | None = None
         self._celery = CeleryDispatcher(settings.celery_broker_url) if celery else None
         self._here: Dispatcher | None = None
-        self._sweeper: Sweeper | None = None
+        self._sweeper: Sweeper = StandIn(store, settings)
         if self.definitions:
             self.engine = Engine(
                 store,
@@ -80,13 +80,11 @@ class Backend:
             await self._celery.open()
         if self.engine is not None:
             await self.engine.start()
-        if self._sweeper is not None:
-            self._sweeper.start()
+        self._sweeper.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._sweeper is not None:
-            await self._sweeper.stop()
+        await self._sweeper.stop()
         if self.engine is not None:
             await self.engine.stop()
         await self.hub.stop()

@@ -228,6 +228,10 @@ def _running(found: Circumstances) -> _Findings:
         details["since"] = _iso(found.lease_until)
         lost = f"The lease of attempt {record.token} ran out at {details['since']}."
     facts = [_fact("lease_lost", lost, **details), *after]
+    if record.cancel_requested:
+        # Nobody needs to have its agent for that, and where nobody sweeps an API server does it.
+        facts = [fact for fact in facts if fact.code != "unswept"]
+        return "cancelling", "Its worker fell silent; it was told to end, and is about to be cancelled.", facts
     if found.unserved:
         return NO_WORKER, f"Its worker was lost, and no live worker serves the agent {record.agent!r}.", facts
     if not found.swept:

@@ -1,6 +1,7 @@
 """The sweeper: finds runs that lost their worker or their wake-up, and calls that nobody answered in time.
 
-It runs in every process that hosts agents. Whoever comes first sweeps, the others leave it at that: nobody leads, so
+It runs in every process that hosts agents; where none of these lives, all others stand in for the one thing that needs
+no agent: a lost run that was told to end. Whoever comes first sweeps, the others leave it at that: nobody leads, so
 nobody's loss delays a sweep. What it does to a run is conditional on what it saw, in one script, so two sweepers at
 once do no harm. Each sweep is bounded, and lost workers come first: somebody waits for the next chunk.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, cast
 
 from redis.exceptions import ResponseError
@@ -69,6 +70,9 @@ class Sweeper:
             return
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+        await self._leave()
+
+    async def _leave(self) -> None:
         try:
             async with self._store.guard(1.0):
                 swept_by = await self._store.redis.get(self._store.keys.sweeper)
@@ -99,17 +103,39 @@ class Sweeper:
         """
         keys, dispatched = self._store.keys, 0
         until = time.monotonic() + self._settings.sweep_seconds / 2
-        for member in await self._due(keys.leases):
-            run_id, _, token = member.rpartition(":")
+        for run_id, token in await self._lost():
             dispatched += await self._requeue(run_id, token)
         for run_id, call, question, what in await self._decisions.due(LARGEST_SWEEP):
             dispatched += await self._expire(run_id, call, question, what)
-        for run_id in await self._due(keys.wakeups):
+        unwoken = await self._due(keys.wakeups)
+        await self._end_cancelled(unwoken)
+        for run_id in unwoken:
             dispatched += await self._requeue(run_id, "")
             if time.monotonic() > until:
                 break
         await self._forget()
         return dispatched
+
+    async def _lost(self) -> list[tuple[str, str]]:
+        """The runs whose leases have run out, with their tokens. Those that were told to end have ended then."""
+        lost = [member.rpartition(":") for member in await self._due(self._store.keys.leases)]
+        await self._end_cancelled([run_id for run_id, _, _ in lost])
+        return [(run_id, token) for run_id, _, token in lost]
+
+    async def _end_cancelled(self, run_ids: Sequence[str]) -> None:
+        """End those of some runs that were told to end, unless somebody has claimed them: nobody is needed for it."""
+        if not run_ids:
+            return
+        async with self._store.guard(), self._store.redis.pipeline(transaction=False) as pipe:
+            for run_id in run_ids:
+                pipe.hexists(self._store.keys.run(run_id), "cancelRequested")
+            told = await pipe.execute()
+        for run_id in [run_id for run_id, asked in zip(run_ids, told, strict=True) if asked]:
+            try:
+                if await self._runs.cancel(run_id):
+                    log.info("run %s was told to end, and nobody executes it: it is cancelled", run_id)
+            except (UnknownRun, RunExpired, RunEnded):
+                continue  # somebody was faster
 
     async def _forget(self) -> None:
         """Take runs whose retention has passed out of the indexes."""
@@ -182,3 +208,37 @@ class Sweeper:
         except ResponseError:
             return True  # a server that does not tell (INFO forbidden, or not there): leases are all there is to go by
         return float(info.get("uptime_in_seconds", 1e9)) > self._settings.lease_seconds
+
+
+class StandIn(Sweeper):
+    """What a process that hosts no agents does where nobody sweeps: it ends lost runs that were told to end.
+
+    It leaves no mark, so that nobody takes it for a sweeper.
+
+    Args:
+        store: Where the runs are.
+        settings: How often.
+    """
+
+    def __init__(self, store: Store, settings: Settings) -> None:
+        super().__init__(store, settings, _nobody, "")
+
+    async def sweep(self) -> int:
+        """Look once. Nothing is dispatched.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        await self._lost()
+        return 0
+
+    async def _leave(self) -> None:
+        """It has left no mark."""
+
+    async def _is_due(self) -> bool:
+        async with self._store.guard():
+            return not await self._store.redis.exists(self._store.keys.sweeper)
+
+
+async def _nobody(record: RunRecord) -> None:
+    """There is nobody to execute it."""

@@ -309,13 +309,19 @@ class Engine:
         return AbortPayload.model_validate(record.json("cancelRequested") or {})
 
     async def _hand_back(self, lease: Lease) -> None:
-        """Put the run back into the queue, and wake somebody. If that fails, its lease simply runs out."""
+        """Put the run back into the queue, and wake somebody; one that was told to end meanwhile ends instead. If that
+        fails, its lease simply runs out."""
         try:
             self._probe(Point.RELEASE_BEFORE)
             released = await release(self._store, lease, wake_after=WAKE_GRACE)
             self._probe(Point.RELEASE_AFTER)
-            if released:
-                await self._redispatch(await self._runs.get(lease.run_id))
+            if not released:
+                return
+            record = await self._runs.get(lease.run_id)
+            if record.cancel_requested:
+                await self._runs.cancel(lease.run_id)  # it need not wait for anybody
+            else:
+                await self._redispatch(record)
         except DurableError as error:
             log.warning("run %s could not be handed back: %s", lease.run_id, error.code)
 

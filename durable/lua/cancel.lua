@@ -1,12 +1,14 @@
--- Cancels a run. One that nobody executes ends here and now; one that is being executed is told to end.
+-- Cancels a run. One that nobody executes, also because its lease has run out, ends here and now; one that is being
+-- executed is told to end. Whoever claims it at the same moment comes before (then it is told) or after (it has ended).
 --
 -- KEYS 1 run  2 log  3 checkpoints  4 ledger  5 request  6 tombstone  7 leases  8 wakeups
 --      9 calls  10 pending  11 deadlines
 -- ARGV 1 channel  2 run id  3 count  4 bodies of the last chunks  5 prefix of the status indexes  6 tombstone seconds
 --      7 reason, as JSON  8 channel of nudges  9 last seq at which the bodies' usage was right  10 that usage, or ''
+--      11 what was recorded when the bodies were made of a cancel that was requested before, or '': that one stands
 -- Returns 'cancelled' | 'requested' | 'already' | 'ended' | 'unknown' | 'changed'
 local run, run_id = KEYS[1], ARGV[2]
-local record = redis.call('HMGET', run, 'status', 'token')
+local record = redis.call('HMGET', run, 'status', 'token', 'cancelRequested')
 local status, token = record[1], record[2]
 if not status then
   return 'unknown'
@@ -25,7 +27,7 @@ if status == 'running' then
     return 'requested'
   end
 end
-if redis.call('HGET', run, 'lastSeq') ~= ARGV[9] then
+if redis.call('HGET', run, 'lastSeq') ~= ARGV[9] or (record[3] or '') ~= ARGV[11] then
   return 'changed'
 end
 -- Whoever lost this lease and comes back is refused by the run's status; so its attempt stays the last one.

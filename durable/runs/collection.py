@@ -235,7 +235,8 @@ class Runs:
         return await self.create(new)
 
     async def cancel(self, run_id: str, *, reason: str | None = None, actor: str | None = None) -> bool:
-        """Ask a run to end as cancelled; False when it already is.
+        """Ask a run to end as cancelled; False when it already is. One that nobody executes ends at once. What was said
+        by whoever asked first stands.
 
         Raises:
             InvalidRequest: The reason or the actor can't be stored as JSON.
@@ -255,9 +256,11 @@ class Runs:
         return verdict != "already"
 
     async def _cancel(self, run_id: str, payload: AbortPayload) -> str:
-        """Cancel a run, unless its log gets on meanwhile."""
+        """Cancel a run, unless it gets on meanwhile."""
         keys = self._store.keys
-        last_seq, usage = await self._used(run_id)
+        last_seq, usage, asked = await self._used(run_id)
+        if asked:
+            payload = AbortPayload.model_validate_json(asked)
         output = TurnOutput(text="", usage=usage or Usage(), steps=[])
         with as_json():
             bodies = [encode_body(chunk) for chunk in cancelled_chunks(payload, output)]
@@ -288,21 +291,23 @@ class Runs:
                     keys.nudges,
                     last_seq,
                     "" if usage is None else usage.model_dump_json(by_alias=True, exclude_none=True),
+                    asked,
                 ],
             )
         )
 
-    async def _used(self, run_id: str) -> tuple[str, Usage | None]:
-        """A run's last seq, and what it had used by then: as it was suspended, or by a checkpoint that is newer."""
+    async def _used(self, run_id: str) -> tuple[str, Usage | None, bytes]:
+        """A run's last seq, what it had used by then (as it was suspended, or by a checkpoint that is newer), and what
+        was said when it was asked to end before, or b""."""
         keys = self._store.keys
         async with self._store.guard(), self._store.redis.pipeline(transaction=True) as pipe:
-            pipe.hmget(keys.run(run_id), ["lastSeq", "usage"])
+            pipe.hmget(keys.run(run_id), ["lastSeq", "usage", "cancelRequested"])
             pipe.lindex(keys.checkpoints(run_id), -1)
-            (last_seq, suspended), entry = await pipe.execute()
+            (last_seq, suspended, asked), entry = await pipe.execute()
         found = [] if suspended is None else [Usage.model_validate_json(suspended)]
         if entry is not None and (used := usage_at(entry)) is not None:
             found.append(usage_of(used))
-        return text(last_seq or b"0"), max(found, key=lambda usage: usage.total_tokens, default=None)
+        return text(last_seq or b"0"), max(found, key=lambda usage: usage.total_tokens, default=None), asked or b""
 
     async def page(
         self, *, status: str = "", agent: str = "", thread: str = "", limit: int = 50, cursor: str | None = None

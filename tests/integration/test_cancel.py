@@ -250,6 +250,35 @@ async def executed(engine: Engine, run_id: str) -> Outcome | None:
     return outcome
 
 
+async def test_a_run_that_is_told_to_end_while_it_is_handed_back_needs_nobody_else(
+    settings: Settings, bench: Workbench
+) -> None:
+    entered, stopping, let_go = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def act(_: RunContext[Any]) -> str:
+        entered.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopping.set()
+            await let_go.wait()
+        return "unreachable"
+
+    async with engine_of(settings, create_durable_agent(acting(act), cache=settings)) as engine:
+        run_id = await bench.create(agent="acting")
+        execution = asyncio.create_task(engine.execute(run_id))
+        await asyncio.wait_for(entered.wait(), 10)
+        engine.hand_back(run_id)
+        await asyncio.wait_for(stopping.wait(), 10)
+        assert await bench.runs.cancel(run_id, reason="enough")
+        let_go.set()
+        assert await asyncio.wait_for(execution, 10) is Outcome.HANDED_BACK
+        assert (await bench.runs.get(run_id)).status == "cancelled"
+    chunks = await bench.chunks(run_id)
+    assert [chunk.type for chunk in chunks[-2:]] == ["abort", "finish"]
+    assert chunks[-2].payload.reason == "enough"
+
+
 @pytest.mark.parametrize("waits", [False, True], ids=["finish", "suspension"])
 async def test_against_an_end_or_a_suspension_there_is_one_winner(
     settings: Settings, bench: Workbench, waits: bool
@@ -404,9 +433,9 @@ async def test_usage_that_was_read_before_the_run_got_on_is_read_again(
 ) -> None:
     used, read = Runs._used, list[str]()
 
-    async def outdated(self: Runs, run_id: str) -> tuple[str, Usage | None]:
+    async def outdated(self: Runs, run_id: str) -> tuple[str, Usage | None, bytes]:
         read.append(run_id)
-        return ("0", None) if len(read) == 1 else await used(self, run_id)
+        return ("0", None, b"") if len(read) == 1 else await used(self, run_id)
 
     async def act(_: RunContext[Any]) -> str:
         return "never"

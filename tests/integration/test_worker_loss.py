@@ -193,6 +193,22 @@ def test_a_run_in_a_killed_api_server_goes_on_in_a_worker(site: Site) -> None:
     site.deployment.url = str(site.caller.base_url)
 
 
+def test_a_run_that_is_told_to_end_when_all_workers_are_lost_ends_without_any(redis_url: str) -> None:
+    with Deployment(redis_url, {**LEASE, "DURABLE_LEASE_SECONDS": "2"}) as deployment:
+        deployment.start_api()  # it hosts no agents
+        worker = deployment.start_worker()
+        with Caller(deployment.url) as caller:
+            run_id = caller.submit(f"slowly 50 {words(400)}")
+            caller.wait_for_text(run_id, "0 ")
+            stop_child(worker, signal.SIGKILL)
+            assert caller.post(f"/v1/runs/{run_id}/cancel", json={"reason": "enough"}).status_code == 202
+            end, log = caller.ended(run_id), caller.log(run_id)
+    assert (end["status"], end["attempt"]) == ("cancelled", 1)
+    assert [chunk["type"] for chunk in log[-2:]] == ["abort", "finish"]
+    assert log[-2]["payload"]["reason"] == "enough"
+    assert said(log).startswith("0 "), "what was said stays"
+
+
 def test_waiting_and_running_runs_survive_a_redis_that_is_killed(site: Site) -> None:
     site.staff()
     runs = [site.caller.submit(f"slowly 30 {words(60)}") for _ in range(6)]

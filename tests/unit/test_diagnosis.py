@@ -149,6 +149,15 @@ def test_a_cancel_that_is_under_way_tells_who_and_why() -> None:
     assert facts["cancel"] == "A cancel was requested, reason: enough."
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_lost_run_that_was_told_to_end_waits_for_no_worker(workers: int) -> None:
+    fields = {**RUNNING, "cancelRequested": '{"reason":"enough"}'}
+    found, facts = told(fields, lease_until=NOW - 1, workers=workers, swept=False)
+    assert found.reason == "cancelling"
+    assert found.summary == "Its worker fell silent; it was told to end, and is about to be cancelled."
+    assert "unswept" not in facts
+
+
 def test_a_suspended_run_tells_what_for() -> None:
     assert told({"status": "suspended", "reason": "budget"})[0].reason == "budget"
 
