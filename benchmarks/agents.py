@@ -14,11 +14,11 @@ import time
 from collections.abc import AsyncIterator
 from typing import Final
 
-from pydantic_ai import Agent, Tool
+from pydantic_ai import Agent, RunContext, Tool
 from pydantic_ai.messages import ModelMessage, UserPromptPart
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
 
-from durable import create_durable_agent, create_evented_agent
+from durable import create_durable_agent, create_evented_agent, emit
 
 ASKED: Final = re.compile(rb"asked @(\d+)@")
 SAID: Final = re.compile(rb"said @(\d+)@")
@@ -62,5 +62,22 @@ async def pay(amount: int) -> str:
 
 asking = create_evented_agent(
     Agent(FunctionModel(stream_function=ask), name="asking", tools=[Tool(pay, requires_approval=True)])
+)
+
+
+async def call_wait(_messages: list[ModelMessage], _info: AgentInfo) -> AsyncIterator[str | DeltaToolCalls]:
+    """A model that calls a tool."""
+    yield {0: DeltaToolCall(name="wait", json_args="{}", tool_call_id="c1")}
+
+
+async def wait(ctx: RunContext[None]) -> str:
+    """Say so, and wait for ever."""
+    await emit(ctx, "the tool waits")
+    await asyncio.Event().wait()
+    return "unreachable"
+
+
+waiting_in_tool = create_evented_agent(
+    Agent(FunctionModel(stream_function=call_wait), name="waiting-in-tool", tools=[Tool(wait)])
 )
 in_process = create_durable_agent(Agent(FunctionModel(stream_function=speak), name="in-process"))

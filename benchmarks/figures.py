@@ -1,6 +1,7 @@
 """Figures and how they are shown: tables for people, JSON for programs.
 
-A table compares its rows within one run on one machine; figures of two runs are not to be compared.
+A table compares its rows within one run on one machine; figures of two runs are not to be compared. A row may have an
+aim; one that misses it is marked, and `run.py` then ends with an error.
 """
 
 from __future__ import annotations
@@ -24,12 +25,19 @@ class Report:
         columns: What stands in each cell, with its unit.
         rows: The cells; None where there is nothing to say.
         notes: What a reader has to know beside it.
+        aim: The columns of a figure and of the most that it may be; a row without the second has no aim.
     """
 
     title: str
     columns: tuple[str, ...]
     rows: Sequence[tuple[Cell, ...]]
     notes: tuple[str, ...] = ()
+    aim: tuple[int, int] | None = None
+
+    @property
+    def missed(self) -> list[Cell]:
+        """The first cells of the rows that have missed their aims."""
+        return [row[0] for row in self.rows if self._misses(row)]
 
     def show(self, console: Console) -> None:
         """Print it."""
@@ -37,7 +45,10 @@ class Report:
         for index, column in enumerate(self.columns):
             table.add_column(column, justify="left" if index == 0 else "right")
         for row in self.rows:
-            table.add_row(*(_shown(cell) for cell in row))
+            cells, misses = [_shown(cell) for cell in row], self._misses(row)
+            if self.aim is not None and misses:
+                cells[self.aim[1]] += " missed"
+            table.add_row(*cells, style="red" if misses else None)
         console.print(table)
         for note in self.notes:
             console.print(f"  {note}", style="dim")
@@ -45,7 +56,19 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """The same as a JSON object."""
-        return {"title": self.title, "columns": self.columns, "rows": self.rows, "notes": self.notes}
+        return {
+            "title": self.title,
+            "columns": self.columns,
+            "rows": self.rows,
+            "notes": self.notes,
+            "missed": self.missed,
+        }
+
+    def _misses(self, row: tuple[Cell, ...]) -> bool:
+        if self.aim is None:
+            return False
+        figure, aim = (row[column] for column in self.aim)
+        return isinstance(figure, int | float) and isinstance(aim, int | float) and figure > aim
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
