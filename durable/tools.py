@@ -31,8 +31,8 @@ class ToolContext:
         attempt: The attempt at the run, from 1.
         tool_call_id: Names the call within its step.
         tool_name: The tool.
-        idempotency_key: The same in every attempt at this call, and of no other call. A tool that is interrupted may
-            run again; pass the key on to whatever must not happen twice.
+        idempotency_key: The same in every attempt at this call, in a retry of its run too, and of no other call. A tool
+            that is interrupted may run again; pass the key on to whatever must not happen twice.
         write: Puts a chunk into the run's log, from the event loop.
         room: Waits while too much waits for Redis.
         loop: The event loop of the run.

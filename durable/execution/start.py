@@ -22,6 +22,7 @@ class StartPoint:
         ledger: Recorded outcomes of tool calls.
         tail: The log beyond the checkpoint.
         decisions: How many answers calls of the run had had before the ledger was read.
+        taken_from: The run in which the model made the calls of the checkpoint, if that is another.
     """
 
     conversation: Conversation
@@ -29,6 +30,7 @@ class StartPoint:
     ledger: dict[str, bytes] = field(default_factory=dict)
     tail: Tail = field(default_factory=Tail)
     decisions: int = 0
+    taken_from: str | None = None
 
     @classmethod
     async def load(cls, store: Store, runs: Runs, record: RunRecord, conversation: Conversation) -> StartPoint:
@@ -45,4 +47,15 @@ class StartPoint:
             await runs.ledger(record.run_id) if entries or record.last_seq else {},
             await Tail.read(store, record.run_id, seq, record.last_seq) if record.last_seq > seq else Tail(),
             record.decisions,
+            record.taken_from if len(entries) == record.taken else None,
         )
+
+    def maker_of(self, step: int, run_id: str) -> str:
+        """The run in which the model made the calls of a step: a retry goes on with those of another run.
+
+        Args:
+            step: The step.
+            run_id: The run that is executed.
+        """
+        begun = self.progress is not None and self.progress.steps == step
+        return self.taken_from if begun and self.taken_from is not None else run_id

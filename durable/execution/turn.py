@@ -392,13 +392,13 @@ class Turn:
         )
 
     def _tool_context(self, call_id: str, name: str) -> ToolContext:
-        lease = self._writer.lease
+        lease, step = self._writer.lease, self.record.step
         return ToolContext(
             run_id=lease.run_id,
             attempt=lease.token,
             tool_call_id=call_id,
             tool_name=name,
-            idempotency_key=f"{lease.run_id}:{ledger.key(self.record.step, call_id)}",
+            idempotency_key=f"{self._start.maker_of(step, lease.run_id)}:{ledger.key(step, call_id)}",
             write=self._writer.write,
             room=self._writer.room,
             loop=asyncio.get_running_loop(),

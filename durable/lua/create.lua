@@ -2,7 +2,7 @@
 --
 -- KEYS 1 run  2 request  3 tombstone  4 index of all runs  5 index of the agent's runs  6 wakeups
 --      7 idempotency key, or the run key again when there is none  8 checkpoints  9 ledger
---      10, 11, 12 checkpoints, ledger and record of the run to start from, if there is one
+--      10, 11, 12 checkpoints, ledger and record of the run to start from, if there is one  13, 14 its calls, and this run's
 -- ARGV 1 run id  2 hash of the request  3 request JSON  4 ms until a lost wake-up is repeated
 --      5 prefix of the status indexes  6… field, value, … of the record
 -- A run of a thread (`threadId`, `resourceId` and `onBusy` among the fields) is the thread's live run, or waits for it.
@@ -10,6 +10,35 @@
 --      another resource | {'busy', live run, its status}
 local run, request, tombstone = KEYS[1], KEYS[2], KEYS[3]
 local run_id, hash = ARGV[1], ARGV[2]
+
+local function starts(value, with)
+  return value and string.sub(value, 1, #with) == with
+end
+
+-- The names of the answer to a round of a call, and of the round after it, by the name of the round.
+local function of_round(field)
+  local step, round, call = string.match(field, '^(%d+)%+?(%d*):(.*)$')
+  if not step then
+    return '', ''
+  end
+  round = round == '' and '0' or round
+  return step .. '!' .. round .. ':' .. call, step .. '+' .. int(tonumber(round) + 1) .. ':' .. call
+end
+
+-- What was decided of the calls that this run takes over stays decided, and is told of this run, too.
+local function inherit(theirs, ours)
+  local states = redis.call('HGETALL', theirs)
+  for i = 1, #states, 2 do
+    local call, step, round = string.sub(states[i], 3), string.match(states[i + 1], '^decided (%d+) (%d+) ')
+    local asked = step and step .. (round == '0' and '' or '+' .. round) .. ':' .. call
+    if starts(states[i], 's:') and step and redis.call('HEXISTS', KEYS[9], asked) == 1 then
+      for _, kind in ipairs({'s:', 'c:', 't:', 'd:'}) do
+        redis.call('HSET', ours, kind .. call, redis.call('HGET', theirs, kind .. call))
+      end
+      redis.call('HSET', run, 'asked', '1')
+    end
+  end
+end
 
 if KEYS[7] ~= run then
   local known = redis.call('GET', KEYS[7])
@@ -61,19 +90,24 @@ if KEYS[10] then
   for i = 1, #entries, 2 do
     known[entries[i]] = entries[i + 1]
   end
-  local function starts(value, with)
-    return value and string.sub(value, 1, #with) == with
-  end
   for field, value in pairs(known) do
     -- A failure that ended the old run must not end the new one before it has begun; nobody can answer the calls for
-    -- which the old one waited: the new one asks again.
-    local answer = string.gsub(field, '^(%d+)%+?(%d*):', function(step, round)
-      return step .. '!' .. (round == '' and '0' or round) .. ':'
-    end, 1)
-    local unanswered = starts(value, '{"kind":"suspended') and (not known[answer] or starts(known[answer], '{"kind":"fail"'))
-    if not (starts(value, '{"kind":"raised') or starts(value, '{"kind":"fail"') or unanswered) then
+    -- which the old one waited: the new one asks again. What the agent's own handlers let go on had no answer.
+    local answer, following = of_round(field)
+    local asked = starts(value, '{"kind":"suspended')
+    local answered = known[answer] and not starts(known[answer], '{"kind":"fail"')
+    local left = asked and not answered and not (known[following] and cjson.decode(value)['for'].announced == false)
+    if not (starts(value, '{"kind":"raised') or starts(value, '{"kind":"fail"') or left) then
       redis.call('HSET', KEYS[9], field, value)
     end
+  end
+  inherit(KEYS[13], KEYS[14])
+  -- A call keeps its idempotency key: that has the name of the run in which the model made the call.
+  local count = redis.call('LLEN', KEYS[8])
+  if count > 0 then
+    local before = redis.call('HMGET', KEYS[12], 'taken', 'takenFrom')
+    local same = count == tonumber(before[1] or '0')
+    redis.call('HSET', run, 'taken', int(count), 'takenFrom', same and before[2] or fields.retryOf)
   end
 end
 redis.call('ZADD', KEYS[4], int(now), run_id)

@@ -88,7 +88,13 @@ class Runs:
                 keys.checkpoints(run_id),
                 keys.ledger(run_id),
                 *(
-                    [keys.checkpoints(new.retry_of), keys.ledger(new.retry_of), keys.run(new.retry_of)]
+                    [
+                        keys.checkpoints(new.retry_of),
+                        keys.ledger(new.retry_of),
+                        keys.run(new.retry_of),
+                        keys.calls(new.retry_of),
+                        keys.calls(run_id),
+                    ]
                     if new.retry_of
                     else []
                 ),
@@ -203,8 +209,8 @@ class Runs:
         return {text(name): text(value) for name, value in cast("dict[bytes, bytes]", found).items()}
 
     async def retry(self, run_id: str, *, idempotency_key: str | None = None) -> tuple[RunRecord, bool]:
-        """Start a new run where a failed or cancelled one stopped: from its last checkpoint, with its tool outcomes.
-        Returns the new run's record and whether this call created it.
+        """Start a new run where a failed or cancelled one stopped: from its last checkpoint, with its tool outcomes and
+        what was decided of its calls. Returns the new run's record and whether this call created it.
 
         Args:
             run_id: The ended run. It does not change.

@@ -176,6 +176,16 @@ class RunRecord:
         """How many exchanges of its thread it is given as its history."""
         return int(self.fields.get("given", b"0"))
 
+    @property
+    def taken(self) -> int:
+        """How many checkpoints it has from the run that it repeats."""
+        return int(self.fields.get("taken", b"0"))
+
+    @property
+    def taken_from(self) -> str | None:
+        """The run in which the model made the calls of the last of these."""
+        return self._optional("takenFrom")
+
     def json(self, name: str) -> Json:
         """A field that holds JSON; None when it is missing."""
         value = self.fields.get(name)
