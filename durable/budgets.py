@@ -1,7 +1,7 @@
 """The budgets of a run: how many tokens and how many seconds it may use, and raising them when one was reached.
 
 A run that reached a budget is suspended until somebody raises it. That is stored and announced in one step, and so is
-raising it: of several at once one counts, and the same again changes nothing.
+raising it: of several at once one counts, and the same again changes nothing, also when it was raised again since.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from durable.store import Store, text
 from durable.views import RunStatus
 
 BudgetName = Literal["max_tokens", "max_seconds"]
+REMEMBERED: Final = 32
+"""How many raises of a run are known again, the newest."""
 _WIRE_NAMES: Final[dict[BudgetName, str]] = {"max_tokens": "maxTokens", "max_seconds": "maxSeconds"}
 
 
@@ -39,6 +41,12 @@ class Raise(Wire):
     max_tokens: MaxTokens | None = None
     max_seconds: MaxSeconds | None = None
     actor: str | None = Field(None, max_length=LONGEST_ACTOR)
+
+    def stored(self) -> tuple[str, str]:
+        """Tokens and seconds as they are stored; "" for what is not raised."""
+        given = (self.max_tokens, self.max_seconds)
+        tokens, seconds = ("" if value is None else repr(value) for value in given)
+        return tokens, seconds
 
 
 _RAISE: Final = TypeAdapter(Raise)
@@ -66,8 +74,8 @@ class Budgets:
             raise InvalidRequest("Raise maxTokens, maxSeconds, or both.")
         while True:
             record = await self._runs.get(run_id)
-            if record.status is RunStatus.SUSPENDED and record.reason == BUDGET_REACHED:
-                _check(record, wanted)
+            if not _raises(record, wanted):
+                return None
             match await self._apply(record, wanted):
                 case "raised":
                     return await self._runs.get(run_id)
@@ -84,7 +92,7 @@ class Budgets:
 
     async def _apply(self, record: RunRecord, wanted: Raise) -> str:
         keys, run_id = self._store.keys, record.run_id
-        given = wanted.model_dump(exclude_none=True)
+        given, (tokens, seconds) = wanted.model_dump(exclude_none=True), wanted.stored()
         with as_json():
             chunk = encode_body(BudgetRaised(payload=BudgetRaisedPayload(**given)))
         return text(
@@ -96,10 +104,11 @@ class Budgets:
                     run_id,
                     record.token,
                     chunk,
-                    "" if wanted.max_tokens is None else wanted.max_tokens,
-                    "" if wanted.max_seconds is None else repr(wanted.max_seconds),
+                    tokens,
+                    seconds,
                     keys.status_indexes,
                     int(WAKE_GRACE * 1000),
+                    REMEMBERED,
                 ],
             )
         )
@@ -117,8 +126,14 @@ def read_raise(**given: Any) -> Raise:
         raise InvalidRequest("maxTokens and maxSeconds are numbers above 0.") from None
 
 
-def _check(record: RunRecord, wanted: Raise) -> None:
-    """Refuse what would let the run reach a budget at once."""
+def _raises(record: RunRecord, wanted: Raise) -> bool:
+    """Whether this may let the run go on: not if it did so before, and was used up since.
+
+    Raises:
+        InvalidRequest: The run would reach a budget at once.
+    """
+    if record.status is not RunStatus.SUSPENDED or record.reason != BUDGET_REACHED:
+        return True  # it is the script that tells what becomes of it
     usage = record.json("usage") or {}
     used: dict[BudgetName, float] = {
         "max_tokens": usage.get("totalTokens", 0),
@@ -130,5 +145,8 @@ def _check(record: RunRecord, wanted: Raise) -> None:
     }
     for name, limit in limits.items():
         if limit is not None and limit <= used[name]:
+            if " ".join(wanted.stored()) in record.raised:
+                return False
             issue = {"field": _WIRE_NAMES[name], "message": f"must be more than {used[name]:g}, which it has used"}
             raise InvalidRequest("The budget is not above what the run has used.", issues=[issue])
+    return True

@@ -177,6 +177,11 @@ class RunRecord:
         return int(self.fields.get("given", b"0"))
 
     @property
+    def raised(self) -> list[str]:
+        """How its budgets were raised: tokens and seconds, as stored; the last times."""
+        return (self._optional("raised") or "").split(";")
+
+    @property
     def taken(self) -> int:
         """How many checkpoints it has from the run that it repeats."""
         return int(self.fields.get("taken", b"0"))

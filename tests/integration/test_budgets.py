@@ -13,7 +13,7 @@ from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls
 
 from durable import RunHandle, tool_context
 from durable.announcements import Announcements
-from durable.budgets import Budgets, Raise
+from durable.budgets import REMEMBERED, Budgets, Raise
 from durable.chunks import BudgetRaised, BudgetReached, Chunk, Finish, StepStart
 from durable.diagnosis import diagnose, examine
 from durable.errors import BudgetNotReached, InvalidRequest, RunEnded, RunFailed, UnknownRun
@@ -365,6 +365,48 @@ class TestRaising:
                 await handle.raise_budget(max_tokens=10_001)
             chunks = [chunk async for chunk in handle.observe()]
         assert sum(isinstance(chunk, BudgetRaised) for chunk in chunks) == 1
+
+    async def test_an_earlier_raise_again_changes_nothing_when_it_was_raised_since(self, connected: Any) -> None:
+        """Its answer was lost, and somebody else was faster than who repeats it."""
+        effects, act = effects_of()
+        async with connected(acting(act)) as agent:
+            handle = await agent.stream("go", max_tokens=1)
+            first = int((await spent(handle)).payload.used) + 1
+            await handle.raise_budget(max_tokens=first, actor="ada")
+            await spent(handle)
+            await handle.raise_budget(max_tokens=first, actor="ada")  # it waits again, and has used that
+            assert (await handle.status()).status == "suspended"
+            with pytest.raises(InvalidRequest):
+                await handle.raise_budget(max_tokens=first - 1)
+            await handle.raise_budget(max_tokens=10_000, actor="bob")
+            await output(handle)
+            await handle.raise_budget(max_tokens=first, actor="ada")
+            view = await handle.status()
+            chunks = [chunk async for chunk in handle.observe()]
+        assert view.budget is not None
+        assert view.budget.max_tokens == 10_000
+        raised = [chunk.payload for chunk in chunks if isinstance(chunk, BudgetRaised)]
+        assert [(said.max_tokens, said.actor) for said in raised] == [(first, "ada"), (10_000, "bob")]
+        assert len(effects) == 3
+
+    async def test_the_last_raises_are_known_again_however_many_there_were(self, bench: Workbench) -> None:
+        budgets, run_id = Budgets(bench.store, bench.runs), await bench.create()
+        sizes: list[int] = []
+        for number in range(1, 2 * REMEMBERED + 2):
+            lease = await bench.claim(run_id)
+            assert await suspend(bench.store, lease, 0, {"reason": "budget_reached"}, []) == "suspended"
+            assert await budgets.raise_(run_id, Raise(max_tokens=100_000 + number, max_seconds=0.5)) is not None
+            sizes.append(len((await bench.runs.get(run_id)).fields["raised"]))
+        assert sizes[REMEMBERED - 1] == sizes[-1], "what is remembered has an end"
+        newest = range(REMEMBERED + 2, 2 * REMEMBERED + 2)
+        for number in newest:
+            assert await budgets.raise_(run_id, Raise(max_tokens=100_000 + number, max_seconds=0.5)) is None
+        for other in (
+            Raise(max_tokens=100_000 + newest[0] - 1, max_seconds=0.5),
+            Raise(max_tokens=100_000 + newest[0]),
+        ):
+            with pytest.raises(BudgetNotReached):
+                await budgets.raise_(run_id, other)
 
     async def test_of_many_that_raise_it_at_once_one_counts(self, connected: Any) -> None:
         effects, act = effects_of()
