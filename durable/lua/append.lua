@@ -6,7 +6,8 @@
 --      7 '1' when it is progress  8 checkpoint or ''  9 run id  10 count of ledger entries  11… field, value, … of the
 --      ledger, then call, 'step round', body, ms until it expires or '', … of calls that begin to wait
 -- Returns {'written' | 'seen', first seq, last seq} | {'fenced'} | {'gap'}
--- `seen` comes before `fenced`: a batch that was written stays written, even if the lease is gone since.
+-- `seen` comes before `fenced`: a batch that was written stays written, even if the lease is gone since. Once another
+-- attempt has the run, every batch of an earlier one is `fenced`, also one that was written: `claim` forgets its number.
 local run = KEYS[1]
 local verdict, first, last = judge(run, ARGV[3], ARGV[4])
 if verdict == 'seen' then

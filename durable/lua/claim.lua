@@ -63,7 +63,8 @@ end
 local claims = redis.call('HINCRBY', run, 'claims', 1)
 redis.call('ZADD', leases, int(now + tonumber(ARGV[4])), run_id .. ':' .. int(token))
 redis.call('ZREM', wakeups, run_id)
-redis.call('HDEL', run, 'wakes', 'notBefore')
+-- Whatever the attempt before sends now is refused by its token: what it wrote last needs no more remembering.
+redis.call('HDEL', run, 'wakes', 'notBefore', 'w:a' .. int(token - 1))
 if status ~= 'running' then
   move(run, ARGV[5], run_id, status, 'running')
 end

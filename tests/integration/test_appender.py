@@ -23,6 +23,8 @@ from durable.chunks import (
 )
 from durable.dev.redis_server import PrivateRedis
 from durable.errors import LeaseLost
+from durable.leases import release
+from durable.store import text
 from durable.writer import LARGEST_BATCH, LONGEST_MERGE, RunWriter
 from tests.conftest import eventually
 from tests.workbench import Workbench, completed, delta, finish, on, step_start
@@ -376,6 +378,38 @@ async def test_a_writer_that_lost_its_run_drops_what_it_is_given(bench: Workbenc
     with pytest.raises(LeaseLost):
         await writer.finish(completed(), finish())
     assert [chunk.type for chunk in await bench.chunks(writer.lease.run_id)] == ["step-start"]
+
+
+async def test_a_late_batch_of_an_earlier_attempt_is_refused_though_its_number_is_forgotten(
+    unmerged: Workbench,
+) -> None:
+    """Whether it was written before, and whatever has become of the run since."""
+    keys, redis, writer = unmerged.store.keys, unmerged.store.redis, await unmerged.writer()
+    run_id, sent = writer.lease.run_id, []
+    for word in ("a", "b", "c"):
+        writer.write(delta(word))
+        sent.append(writer.call())
+        await writer.flush()
+
+    async def late() -> list[Any]:
+        return [await redis.eval(script.text, len(names), *names, *args) for script, names, args in sent]
+
+    async def writers() -> set[str]:
+        return {name for name in map(text, await redis.hkeys(keys.run(run_id))) if name.startswith("w:")}
+
+    assert await late() == [[b"gap"], [b"gap"], [b"seen", 3, 3]], "while it is the run's newest attempt"
+    for token in range(2, 6):
+        assert await release(unmerged.store, writer.lease, wake_after=5)
+        assert (await late())[:2] == [[b"fenced"]] * 2
+        writer = await unmerged.writer(run_id)
+        assert await late() == [[b"fenced"]] * 3
+        writer.write(delta(f"by {token}"))
+        await writer.flush()
+        assert await late() == [[b"fenced"]] * 3
+        assert await writers() == {f"w:a{token}"}, "a run of many attempts does not grow"
+    await writer.finish(completed(), finish())
+    assert await late() == [[b"fenced"]] * 3
+    assert await unmerged.texts(run_id) == ["a", "b", "c", *(f"by {token}" for token in range(2, 6))]
 
 
 async def test_who_waits_for_a_writer_that_loses_its_run_is_told(own_redis: PrivateRedis) -> None:
