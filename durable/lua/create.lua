@@ -37,6 +37,18 @@ local function inherit(theirs, ours)
       end
       redis.call('HSET', run, 'asked', '1')
     end
+    local count, told = string.match(states[i + 1], '^(%d+) %d+ (.*)$')
+    if starts(states[i], 'a:') and told then
+      local answer = cjson.decode(told)
+      step, round = string.match(answer.questionId, '^(%d+)%.(%d+)$')
+      asked = step and step .. (round == '0' and '' or '+' .. round) .. ':' .. answer.toolCallId
+      if step and redis.call('HEXISTS', KEYS[9], asked) == 1 then
+        redis.call('HSET', ours, states[i], states[i + 1])
+        -- Answers to this run are counted on from there.
+        local before = tonumber(redis.call('HGET', run, 'decisions') or '0')
+        redis.call('HSET', run, 'decisions', int(math.max(tonumber(count), before)))
+      end
+    end
   end
 end
 
