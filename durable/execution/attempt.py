@@ -34,6 +34,7 @@ from durable.errors import LeaseLost
 from durable.execution.budget import Budget, BudgetSpent
 from durable.execution.dependencies import dependencies
 from durable.execution.failures import describe, places
+from durable.execution.lookout import Lookout
 from durable.execution.retrying import Postponement, postponement
 from durable.execution.start import StartPoint
 from durable.execution.turn import MISSING, Turn, TurnEnd, last_text
@@ -110,6 +111,7 @@ class Attempt:
     Attributes:
         thread_id: The run's thread, if it has one.
         postponed: When the run is tried again, if the attempt ended so.
+        lookout: Is told when somebody has answered a call of the run.
     """
 
     def __init__(
@@ -152,6 +154,7 @@ class Attempt:
         self._turn = Turn(
             definition, request, start, writer, settings, self._boundary, read_answers, self._budget, threads, probe
         )
+        self.lookout = Lookout(self._look)
         self._task: asyncio.Task[Outcome] | None = None
         self._begun = False
         self._closing = False
@@ -200,6 +203,8 @@ class Attempt:
                 if not self._was_lost():
                     raise
                 return Outcome.LOST
+        finally:
+            self.lookout.end()
 
     async def _after(self, raised: BaseException) -> Outcome:
         """What the attempt ends with, after something was raised."""
@@ -278,11 +283,10 @@ class Attempt:
         """How many answers to its calls this attempt knows of."""
         return self._turn.waits.seen
 
-    async def look(self) -> None:
-        """Somebody answered a call of the run that waits."""
+    async def _look(self) -> None:
         try:
             await self._turn.waits.look()
-        except Exception as error:  # noqa: BLE001 - who listens for all runs must not end because of one
+        except Exception as error:  # noqa: BLE001 - what is not seen now keeps the run from being suspended
             log.warning("run %s: its answers can't be read: %s", self.run_id, type(error).__name__)
 
     async def _spent(self, reached: BudgetReachedPayload) -> Outcome:

@@ -47,9 +47,15 @@ Redispatch = Callable[[RunRecord], Awaitable[None]]
 
 @dataclass(eq=False)
 class _Slot:
-    """A run that is under way here; its attempt is made after it was claimed."""
+    """A run that is under way here; its attempt is made after it was claimed.
+
+    Attributes:
+        attempt: The attempt, once it is made.
+        decided: Whether a call of the run was answered before that.
+    """
 
     attempt: Attempt | None = None
+    decided: bool = False
 
 
 class Engine:
@@ -278,6 +284,8 @@ class Engine:
         if lease.run_id in self._early_cancels:
             self._early_cancels.discard(lease.run_id)
             attempt.stop(Stop.CANCEL)
+        if slot.decided:
+            attempt.lookout.look_soon()
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -354,7 +362,7 @@ class Engine:
                     message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=LISTEN_SECONDS)
                     if message is not None:
                         what, _, run_id = text(message["data"]).partition(" ")
-                        await self._nudge(run_id, cancelled=what == "cancel")
+                        self._nudge(run_id, cancelled=what == "cancel")
                     else:
                         await self._look_for_nudges()  # one may have been lost
             except (StoreUnavailable, *UNAVAILABLE) as error:
@@ -363,13 +371,15 @@ class Engine:
             finally:
                 await close_pubsub(pubsub)
 
-    async def _nudge(self, run_id: str, *, cancelled: bool) -> None:
+    def _nudge(self, run_id: str, *, cancelled: bool) -> None:
+        """Heed a nudge without waiting for anything: others come behind it."""
+        slot = self._attempts.get(run_id)
         if cancelled:
             self.cancel(run_id)
-            return
-        attempt = self._attempt_of(run_id)
-        if attempt is not None:
-            await attempt.look()
+        elif slot is not None and slot.attempt is not None:
+            slot.attempt.lookout.look_soon()
+        elif slot is not None:
+            slot.decided = True
 
     async def _look_for_nudges(self) -> None:
         """Cancels and decisions that were announced while nobody listened."""
@@ -385,4 +395,4 @@ class Engine:
             if cancelled is not None:
                 self.cancel(run_id)
             elif attempt is not None and int(decisions or 0) > attempt.seen:
-                await attempt.look()
+                attempt.lookout.look_soon()
