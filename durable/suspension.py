@@ -12,6 +12,7 @@ from pydantic_ai.exceptions import ApprovalRequired, CallDeferred
 
 from durable.chunks.base import Json
 from durable.errors import ConfigurationError
+from durable.schemas import check_schema
 
 Kind = Literal["approval", "resume", "external"]
 OnExpiry = Literal["decline", "approve", "fail", "cancel"]
@@ -92,7 +93,8 @@ def suspend(
 
     Args:
         payload: What whoever answers needs to know. Anything that has a JSON form.
-        resume_schema: Of the data: a type that Pydantic knows, or a JSON schema. Default: anything.
+        resume_schema: Of the data: a type that Pydantic knows, or a JSON schema (draft 2020-12) that refers to nothing
+            outside of itself and whose patterns need no backtracking. Default: anything.
         expires_in: Seconds after which the call is answered by itself. Default: the tool's, else never.
         on_expiry: How: `decline` (the model is told), `fail` (the run fails) or `cancel` (the run is cancelled).
             `approve` calls the tool again without data.
@@ -120,12 +122,14 @@ def suspend(
 def _schema(given: Any) -> dict[str, Json]:
     if given is None:
         return ANYTHING
-    if isinstance(given, dict):
-        return given
     try:
-        return TypeAdapter(given).json_schema()
+        schema = given if isinstance(given, dict) else TypeAdapter(given).json_schema()
+        check_schema(schema)
     except Exception as error:
-        raise ConfigurationError("resume_schema is neither a type that Pydantic knows nor a JSON schema.") from error
+        raise ConfigurationError(
+            "resume_schema is neither a type that Pydantic knows nor a JSON schema that answers can be checked with."
+        ) from error
+    return schema
 
 
 def read_deferral(error: ApprovalRequired | CallDeferred, options: dict[str, Any]) -> Suspension:

@@ -3,7 +3,7 @@
 Names and payloads are those of Mastra's agent streams, so that its clients can read them.
 """
 
-from durable.chunks.base import Chunk, ErrorInfo, FinishReason, Json, Origin, StepResult, Usage, Wire
+from durable.chunks.base import Chunk, ErrorInfo, FinishReason, Issue, Json, Origin, StepResult, Usage, Wire
 from durable.chunks.codec import KNOWN_TYPES, UnknownChunk, encode_body, from_wire, parse
 from durable.chunks.completion import (
     GoalChunk,
@@ -100,6 +100,7 @@ __all__ = [
     "Chunk",
     "Error",
     "ErrorInfo",
+    "Issue",
     "ErrorPayload",
     "File",
     "FilePayload",

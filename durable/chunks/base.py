@@ -81,3 +81,10 @@ class ErrorInfo(Wire):
     code: str
     message: str
     name: str | None = None
+
+
+class Issue(Wire):
+    """What is wrong with something that was given: where, and by which check. It never repeats what was given."""
+
+    field: str
+    message: str

@@ -5,15 +5,12 @@ from __future__ import annotations
 from typing import Final
 
 import orjson
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError
-from referencing import Registry
-from referencing.exceptions import Unresolvable
 
 from durable.chunks.base import Json
 from durable.decisions.calls import Answer, Question, verbs_of
 from durable.errors import InvalidRequest, RequestTooLarge
 from durable.runs.collection import as_json
+from durable.schemas import UnusableSchema, misfits
 
 DEADLINE: Final = "deadline"
 """The actor of an answer that nobody gave in time."""
@@ -53,16 +50,9 @@ def check_answer(asked: Question, answer: Answer) -> None:
 def _fits(value: Json, schema: dict[str, Json], name: str) -> None:
     """Refuse a value that does not fit its schema, without repeating the value."""
     try:
-        # A registry of its own: nothing is fetched from anywhere.
-        problems = list(Draft202012Validator(schema, registry=Registry()).iter_errors(value))[:20]
-    except (SchemaError, Unresolvable, RecursionError) as error:
+        found = misfits(value, schema, name)
+    except UnusableSchema as error:
         raise InvalidRequest("The schema of the answer can't be used.") from error
-    if problems:
-        issues = [
-            {
-                "field": ".".join([name, *(str(part)[:50] for part in problem.absolute_path)]),
-                "message": f"does not fit {problem.validator!r}",
-            }
-            for problem in problems
-        ]
+    if found:
+        issues = [issue.model_dump(mode="json") for issue in found]
         raise InvalidRequest("The answer does not fit its schema.", issues=issues)

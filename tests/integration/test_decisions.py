@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from typing import Any, cast
+from datetime import datetime
+from typing import Annotated, Any, cast
 
 import pytest
-from pydantic import BaseModel
-from pydantic_ai import Agent, ApprovalRequired, CallDeferred, RunContext
+from pydantic import BaseModel, Field
+from pydantic_ai import Agent, ApprovalRequired, CallDeferred, RunContext, Tool
 from pydantic_ai.capabilities import HandleDeferredToolCalls
 from pydantic_ai.messages import ModelMessage, ToolReturnPart
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
@@ -751,3 +752,84 @@ async def test_an_answer_wakes_the_run_though_whoever_took_it_dies_at_once(
         record = await Decisions(store, Runs(store, settings)).decide(handle.run_id, "c1", Answer(kind="approve"))
         assert record is not None
         assert await told(handle) == {"c1": ["success", "refunded 500"]}
+
+
+class Visit(BaseModel):
+    """Something with formats."""
+
+    at: datetime
+    guest: Annotated[str, Field(json_schema_extra={"format": "email"})]
+
+
+async def test_an_answer_with_a_bad_format_leaves_the_call_pending(connected: Any) -> None:
+    agent = Agent(calling(("plan", {})), name="planner")
+
+    @agent.tool
+    def plan(ctx: RunContext[Any]) -> str:
+        visit = resume_data(ctx, Visit)
+        if visit is None:
+            raise suspend(resume_schema=Visit)
+        return f"{visit.guest} at {visit.at:%H:%M}"
+
+    async with connected(agent) as durable:
+        handle = await durable.stream("plan")
+        await pending(handle, "c1")
+        good = {"at": "2026-11-24T10:30:00Z", "guest": "ada@example.org"}
+        for wrong in ({"at": "secret"}, {"at": "2026-11-24T30:00:00Z"}, {"guest": "secret"}):
+            with pytest.raises(InvalidRequest) as refused:
+                await handle.resume("c1", good | wrong)
+            [issue] = refused.value.details["issues"]
+            assert issue == {"field": f"data.{next(iter(wrong))}", "message": "does not fit 'format'"}
+        await pending(handle, "c1")
+        await handle.resume("c1", good)
+        assert await told(handle) == {"c1": ["success", "ada@example.org at 10:30"]}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "nonsense"},
+        {"type": "string", "pattern": "("},
+        {"$ref": "#/$defs/gone"},
+        {"$ref": "http://127.0.0.1:9/elsewhere.json"},
+    ],
+    ids=str,
+)
+async def test_a_schema_that_cannot_be_used_refuses_answers_and_leaves_the_call_to_be_declined(
+    connected: Any, schema: dict[str, Any]
+) -> None:
+    arguments = {"type": "object", "properties": {"to": schema}}
+    sent: list[str] = []
+
+    def send(to: str) -> str:
+        sent.append(to)
+        return to
+
+    tool = Tool.from_schema(send, "send", "Send.", arguments)
+    tool.requires_approval = True
+    agent = Agent(calling(("send", {"to": "a"}), ("send", {"to": "b"})), name="mail", tools=[tool])
+    async with connected(agent) as durable:
+        handle = await durable.stream("send")
+        await pending(handle, "c1", "c2")
+        with pytest.raises(InvalidRequest):
+            await handle.approve("c1", args={"to": "x"})
+        await pending(handle, "c1", "c2")
+        await handle.decline("c1", reason="no")
+        await handle.approve("c2")
+        assert await told(handle) == {"c1": ["denied", "no"], "c2": ["success", "b"]}
+    assert sent == ["b"]
+
+
+async def test_a_tool_that_asks_with_a_schema_that_cannot_be_used_fails_its_run(connected: Any) -> None:
+    agent = Agent(calling(("ask", {})), name="asker")
+
+    @agent.tool_plain
+    def ask() -> str:
+        raise suspend(resume_schema={"type": "nonsense"})
+
+    async with connected(agent) as durable:
+        handle = await durable.stream("ask")
+        with pytest.raises(RunFailed) as failed:
+            await handle.result()
+        assert (await handle.status()).pending is None
+    assert failed.value.failure_code == "configuration_error"
