@@ -144,7 +144,9 @@ def encode(outcome: Outcome) -> bytes:
         raised = outcome.raised
         return orjson.dumps({"kind": "raised", "failure": [raised.code, raised.message, raised.name], **more})
     if outcome.suspended is not None:
-        return orjson.dumps({"kind": "suspended", "for": outcome.suspended.model_dump(mode="json"), **more})
+        return orjson.dumps(
+            {"kind": "suspended", "for": outcome.suspended.model_dump(mode="json", exclude_none=True), **more}
+        )
     kind, adapter = (b"tool-return", _RETURN) if isinstance(outcome.value, ToolReturn) else (b"content", _CONTENT)
     try:
         data: bytes = adapter.dump_json(outcome.value)

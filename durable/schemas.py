@@ -25,8 +25,9 @@ from durable.chunks.base import Issue, Json
 
 MOST_PROBLEMS: Final = 20
 """Problems of a value that are told."""
-MOST_REFERENCES: Final = 200_000
-"""References that are followed for a value: more than one of the largest answers needs in all but a malign schema."""
+FEWEST_REFERENCES: Final = 1000
+REFERENCES_PER_BYTE: Final = 10
+"""References that are followed for a value, at most: more than it needs with any schema that is not malign."""
 
 _REFERENCES: Final = frozenset({"$ref", "$dynamicRef"})
 _TIME: Final = re.compile(r"\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?", re.ASCII | re.IGNORECASE)
@@ -57,7 +58,8 @@ def misfits(value: Json, schema: dict[str, Json], name: str) -> list[Issue]:
         UnusableSchema: It can't be told.
     """
     try:
-        usable, left = _usable(schema), iter(range(MOST_REFERENCES))
+        usable, size = _usable(schema), len(orjson.dumps(value))
+        left = iter(range(FEWEST_REFERENCES + REFERENCES_PER_BYTE * size))
         # A registry of its own: nothing is fetched from anywhere.
         checker = _checker(left)(usable, registry=Registry(), format_checker=_FORMATS)
         found = list(islice(checker.iter_errors(value), MOST_PROBLEMS))

@@ -5,12 +5,13 @@ A call that waits holds nothing. It is stored before it is announced, so that an
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_ai.exceptions import ApprovalRequired, CallDeferred
 
-from durable.chunks.base import Json
+from durable.chunks.base import Issue, Json
 from durable.errors import ConfigurationError
 from durable.schemas import check_schema
 
@@ -39,6 +40,8 @@ class Suspension(BaseModel):
         expires_in: Seconds after which it is answered by itself.
         on_expiry: How.
         announced: Whether observers were told. Not yet, while the agent's own handlers are asked.
+        model: Where the type of the answer is found, `module:name`, if it can be.
+        issues: What was wrong with the answer before: it is asked again.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -49,6 +52,12 @@ class Suspension(BaseModel):
     expires_in: float | None = Field(None, gt=0, le=LONGEST_WAIT)
     on_expiry: OnExpiry = "decline"
     announced: bool = True
+    model: str | None = None
+    issues: list[Issue] | None = None
+
+    def again(self, issues: list[Issue]) -> Suspension:
+        """The same question once more, after an answer that was none."""
+        return self.model_copy(update={"issues": issues})
 
     def deferral(self) -> ApprovalRequired | CallDeferred:
         """What Pydantic AI's loop understands of it."""
@@ -107,6 +116,7 @@ def suspend(
             kind="resume",
             payload=TypeAdapter(Any).dump_python(payload, mode="json"),
             schema_=_schema(resume_schema),
+            model=_name_of(resume_schema),
             expires_in=expires_in,
             on_expiry=on_expiry,
         )
@@ -130,6 +140,23 @@ def _schema(given: Any) -> dict[str, Json]:
             "resume_schema is neither a type that Pydantic knows nor a JSON schema that answers can be checked with."
         ) from error
     return schema
+
+
+def _name_of(given: Any) -> str | None:
+    """Where a type is found again, also by a later process; None when it is not."""
+    if not isinstance(given, type):
+        return None
+    name = f"{given.__module__}:{given.__qualname__}"
+    return name if type_of(name) is given else None
+
+
+def type_of(name: str | None) -> Any:
+    """The type of that name, if its module is there; None otherwise. Nothing is imported because of a stored name."""
+    module, _, path = (name or "").partition(":")
+    found: Any = sys.modules.get(module)
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    return found if isinstance(found, type) else None
 
 
 def read_deferral(error: ApprovalRequired | CallDeferred, options: dict[str, Any]) -> Suspension:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar, overload
 
-from pydantic import TypeAdapter
+import orjson
+from pydantic import TypeAdapter, ValidationError
 from pydantic_ai import RunContext
 
 from durable.chunks import ToolOutput, ToolOutputPayload
@@ -39,6 +40,7 @@ class ToolContext:
         resumed: Whether it was suspended, and is called again with data.
         resume: That data.
         expired: Whether it was suspended with `on_expiry="approve"`, and nobody has given it data in time.
+        refused: What `resume_data` had against that data.
     """
 
     run_id: str
@@ -52,6 +54,7 @@ class ToolContext:
     resumed: bool = False
     resume: Json = None
     expired: bool = False
+    refused: list[ValidationError] = field(default_factory=list)
 
 
 CALL: Final[ContextVar[ToolContext]] = ContextVar("durable_tool_call")
@@ -87,12 +90,18 @@ def resume_data(ctx: RunContext[Any], as_type: Any = None) -> Any:
 
     Raises:
         ConfigurationError: It is not called from a tool of a durable run.
-        pydantic.ValidationError: The data is not of that type.
+        pydantic.ValidationError: The data is not of that type. A tool that lets it through is asked about once more.
     """
     call = tool_context(ctx)
     if not call.resumed:
         return None
-    return call.resume if as_type is None else TypeAdapter(as_type).validate_python(call.resume)
+    if as_type is None:
+        return call.resume
+    try:
+        return TypeAdapter(as_type).validate_json(orjson.dumps(call.resume))
+    except ValidationError as error:
+        call.refused.append(error)
+        raise
 
 
 async def emit(ctx: RunContext[Any], output: Any) -> None:

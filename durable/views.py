@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, PlainSerializer, ValidationError
 
 from durable.chunks import UnknownChunk, from_wire
-from durable.chunks.base import Chunk, ErrorInfo, Json, Usage, Wire
+from durable.chunks.base import Chunk, ErrorInfo, Issue, Json, Usage, Wire
 
 
 def _absent(value: object) -> bool:
@@ -78,6 +78,7 @@ class PendingCall(Wire):
             result).
         payload: What the tool said when it suspended.
         resume_schema: JSON schema of the answer.
+        issues: What was wrong with the answer before, by the tool's own validation.
         since: When it began to wait.
         expires_at: When it is decided without an answer.
         on_expiry: How it is decided then.
@@ -91,6 +92,7 @@ class PendingCall(Wire):
     kind: str | None = Field(None, exclude_if=_absent)
     payload: Json = Field(None, exclude_if=_absent)
     resume_schema: dict[str, Json] | None = Field(None, exclude_if=_absent)
+    issues: list[Issue] | None = Field(None, exclude_if=_absent)
     since: Moment | None = Field(None, exclude_if=_absent)
     expires_at: Moment | None = Field(None, exclude_if=_absent)
     on_expiry: str | None = Field(None, exclude_if=_absent)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from durable.chunks.base import Chunk, ErrorInfo, Json, Wire
+from durable.chunks.base import Chunk, ErrorInfo, Issue, Json, Wire
 
 
 class ToolPayload(Wire):
@@ -118,11 +118,13 @@ class ToolOutput(Chunk):
 
 class ToolCallApprovalPayload(ToolCallPayload):
     """`resumeSchema` is the JSON schema of the answer, as text; `suspendPayload` is what the tool says of it.
-    `questionId` names the question: its answer may tell it."""
+    `questionId` names the question: its answer may tell it. `issues` tell what was wrong with the answer
+    before."""
 
     question_id: str | None = None
     resume_schema: str
     suspend_payload: Json = None
+    issues: list[Issue] | None = None
 
 
 class ToolCallApproval(Chunk):
@@ -134,11 +136,13 @@ class ToolCallApproval(Chunk):
 
 class ToolCallSuspendedPayload(ToolCallPayload):
     """`suspendPayload` is what the tool says of it; `resumeSchema` is the JSON schema of the answer, as text.
-    `questionId` names the question: its answer may tell it."""
+    `questionId` names the question: its answer may tell it. `issues` tell what was wrong with the answer
+    before."""
 
     question_id: str | None = None
     suspend_payload: Json = None
     resume_schema: str
+    issues: list[Issue] | None = None
 
 
 class ToolCallSuspended(Chunk):

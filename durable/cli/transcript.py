@@ -32,7 +32,6 @@ from durable.chunks import (
     TripwireChunk,
     Usage,
 )
-from durable.chunks.base import Json
 from durable.cli.terminal import Terminal
 from durable.cli.values import arguments, short
 from durable.fold import Folder
@@ -162,10 +161,10 @@ class Transcript:
         match chunk:
             case ToolCallApproval():
                 what = f"approval of {name}({arguments(chunk.payload.args)})"
-                self._ask(what, chunk.payload.suspend_payload, how_to_answer(chunk.run_id, call, asked, "approve"))
+                self._ask(what, chunk, how_to_answer(chunk.run_id, call, asked, "approve"))
             case ToolCallSuspended():
                 what = f"an answer to {name}({arguments(chunk.payload.args)})"
-                self._ask(what, chunk.payload.suspend_payload, how_to_answer(chunk.run_id, call, asked, "resume"))
+                self._ask(what, chunk, how_to_answer(chunk.run_id, call, asked, "resume"))
             case ToolCallDecided() if chunk.payload.decision == "fail":
                 self._line(f"  ✗ {name}: nobody answered in time", "red")
             case ToolCallDecided():
@@ -177,8 +176,10 @@ class Transcript:
                 reason = f": {said.reason}" if said.reason else ""
                 self._line(f"  ✗ {name}: declined{_by(said.actor)}{reason}", "yellow")
 
-    def _ask(self, what: str, payload: Json, command: str) -> None:
-        more = "" if payload is None else f", {short(payload)}"
+    def _ask(self, what: str, chunk: ToolCallApproval | ToolCallSuspended, command: str) -> None:
+        payload, issues = chunk.payload.suspend_payload, chunk.payload.issues or []
+        wrong = "; ".join(f"{issue.field} {issue.message}" for issue in issues)
+        more = ("" if payload is None else f", {short(payload)}") + (f", again, as {wrong}" if wrong else "")
         self._line(f"  ? waits for {what}{more}:  {command}", "bold yellow")
 
     def _flow(self, part: str, text: str, style: str) -> None:

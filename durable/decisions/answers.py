@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final
 
 import orjson
@@ -16,12 +17,14 @@ DEADLINE: Final = "deadline"
 """The actor of an answer that nobody gave in time."""
 LARGEST_ANSWER: Final = 262_144
 """Bytes of an answer's JSON, at most."""
+LARGE_ANSWER: Final = 4096
+"""Bytes beyond which an answer is looked at in a thread: the event loop has others to serve."""
 LONGEST_REASON: Final = 1000
 LONGEST_ACTOR: Final = 200
 """Characters of what is said of an answer, at most."""
 
 
-def check_answer(asked: Question, answer: Answer) -> None:
+async def check_answer(asked: Question, answer: Answer) -> None:
     """Refuse what is no answer to what is asked, or what nobody outside may say.
 
     Raises:
@@ -42,9 +45,15 @@ def check_answer(asked: Question, answer: Answer) -> None:
     # What is stored is looked at: it may differ from what was given, as a number that JSON does not have.
     values = orjson.loads(stored)
     if answer.kind == "approve" and answer.args is not None:
-        _fits(values["args"], asked.args_schema, "args")
-    if answer.kind == "resume":
-        _fits(values.get("data"), asked.resume_schema, "data")
+        checked = values["args"], asked.args_schema, "args"
+    elif answer.kind == "resume":
+        checked = values.get("data"), asked.resume_schema, "data"
+    else:
+        return
+    if len(stored) > LARGE_ANSWER:
+        await asyncio.to_thread(_fits, *checked)
+    else:
+        _fits(*checked)
 
 
 def _fits(value: Json, schema: dict[str, Json], name: str) -> None:

@@ -17,7 +17,7 @@ import orjson
 from pydantic import Field
 
 from durable import ledger
-from durable.chunks.base import Json, Wire
+from durable.chunks.base import Issue, Json, Wire
 from durable.errors import InvalidRequest
 from durable.store import text
 from durable.suspension import Kind, OnExpiry
@@ -79,6 +79,7 @@ class Question(Wire):
         resume_schema: JSON schema of the answer.
         args_schema: JSON schema of the arguments, for edited ones.
         on_expiry: What happens when nobody answers in time.
+        issues: What was wrong with the answer before.
         agent: The run's agent.
     """
 
@@ -89,6 +90,7 @@ class Question(Wire):
     resume_schema: dict[str, Json] = Field(default_factory=dict)
     args_schema: dict[str, Json] = Field(default_factory=dict)
     on_expiry: OnExpiry = "decline"
+    issues: list[Issue] | None = None
     agent: str = ""
 
     def to_json(self) -> bytes:
@@ -160,6 +162,7 @@ class Call:
             "kind": asked.kind,
             "payload": asked.payload,
             "resume_schema": asked.resume_schema or None,
+            "issues": asked.issues,
             "since": _moment(self.since),
             "expires_at": None if self.until is None else _moment(self.until),
             "on_expiry": None if self.until is None else asked.on_expiry,

@@ -7,7 +7,6 @@ nor an answer to what the call is asked next.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 from collections.abc import Sequence
@@ -160,7 +159,7 @@ class Decisions:
                 await self._compare(run_id, tool_call_id, asked, answer)
                 return None
             if call.answer is None and not due:
-                await asyncio.to_thread(check_answer, call.question, answer)  # a large one takes its time
+                await check_answer(call.question, answer)
             verdict, *more = await self._apply(run_id, call, answer, due=due)
             match text(verdict):
                 case "applied":

@@ -30,6 +30,7 @@ from durable.chunks.base import Json
 from durable.decisions import Answer
 from durable.errors import DecisionExpired, DurableError, ToolResultInvalid
 from durable.execution.aside import Asides
+from durable.execution.corrections import AnswerRefused, check_data, edited, issues_of
 from durable.execution.failures import ToolFailure, places
 from durable.execution.patience import ToolTimedOut, Voice, timeout_of
 from durable.execution.record import CallRecord
@@ -65,6 +66,8 @@ class _Call:
         resumed: Whether that brought data.
         data: The data.
         expired: Whether nobody has given any in time.
+        asked: What it waited for, if that was data.
+        again: What it waits for now, as the last answer was none.
     """
 
     id: str
@@ -77,6 +80,8 @@ class _Call:
     resumed: bool = False
     data: Any = None
     expired: bool = False
+    asked: Suspension | None = None
+    again: Suspension | None = None
 
 
 @dataclass
@@ -121,7 +126,7 @@ class RecordingToolset(WrapperToolset[Any]):
                 raise self.waits.deferring(waits)
             approved_before = False  # by a handler of the agent's own, and for this round only
             call.round += 1
-            decided = None if answer is None else self._apply(call, waits, answer)
+            decided = None if answer is None else await self._apply(call, waits, answer)
             if decided is not None:
                 return decided.replay()
 
@@ -135,7 +140,7 @@ class RecordingToolset(WrapperToolset[Any]):
             if outcome.suspended is not None and not outcome.suspended.announced and not self._eager(call):
                 self.waits.leave(call.id, call.round, outcome)
             return outcome
-        suspension = await self._waits_for(call, interrupted=entry is not None)
+        suspension = await self._waits_for(call, interrupted=entry is not None) or call.again
         if suspension is None:
             return await self._execute(call)
         return await self._suspend(call, suspension)
@@ -185,6 +190,8 @@ class RecordingToolset(WrapperToolset[Any]):
         except BaseException as error:
             if _passes(error):
                 raise
+            if call.asked is not None and isinstance(error, ValidationError) and error in context.refused:
+                return await self._suspend(call, call.asked.again(issues_of(error, "data")), did)
             self._failed(call, error, did)
         finally:
             CALL.reset(token)
@@ -211,9 +218,9 @@ class RecordingToolset(WrapperToolset[Any]):
             raise self._failed_before(call, outcome.raised, outcome.aside)
         return outcome.replay()
 
-    def _apply(self, call: _Call, waits: Suspension, answer: Answer) -> ledger.Outcome | None:
+    async def _apply(self, call: _Call, waits: Suspension, answer: Answer) -> ledger.Outcome | None:
         """Go on with an answer; returns what the call comes to, if it is not to be made."""
-        call.answer = answer
+        call.answer, call.again = answer, None
         if answer.kind == "fail":
             raise DecisionExpired
         if answer.kind == "decline":
@@ -221,12 +228,12 @@ class RecordingToolset(WrapperToolset[Any]):
             return ledger.Outcome(denied=answer.reason or DECLINED)
         if waits.kind == "external":
             return self._deliver(call, answer.data)
-        if waits.kind == "resume":
-            call.resumed, call.data, call.expired = answer.kind == "resume", answer.data, answer.kind == "approve"
-        else:
-            call.ctx = replace(call.ctx, tool_call_approved=True)
-            if answer.args is not None:
-                call.args = _edited(call, answer.args)
+        try:
+            await _take(call, waits, answer)
+        except AnswerRefused as refused:
+            call.again = waits.again(refused.issues)
+        except (ApprovalRequired, CallDeferred) as deferral:
+            call.again = read_deferral(deferral, options_of(call.tool.tool_def))
         return None
 
     def _deliver(self, call: _Call, data: Any) -> ledger.Outcome:
@@ -312,14 +319,20 @@ def _callable(tool: ToolsetTool[Any]) -> ToolsetTool[Any]:
     return replace(tool, tool_def=replace(tool.tool_def, kind="function"))
 
 
-def _edited(call: _Call, args: dict[str, Any]) -> dict[str, Any]:
-    """Edited arguments as the tool takes them. They fitted the tool's schema when they were given.
+async def _take(call: _Call, waits: Suspension, answer: Answer) -> None:
+    """What the call is made with, after an answer that lets it be made.
 
     Raises:
-        ModelRetry: The tool's own validation refuses them all the same.
+        AnswerRefused: The tool's own validation has something against it.
+        ApprovalRequired, CallDeferred: So does the tool's validator, who wants to have somebody asked.
     """
-    try:
-        found = call.tool.args_validator.validate_python(args, context=call.ctx.validation_context)
-    except ValidationError as error:
-        raise ModelRetry("The arguments that the call was approved with are not valid.") from error
-    return dict(found)
+    if waits.kind == "resume":
+        call.asked = waits
+        if answer.kind == "resume":
+            check_data(waits, answer.data)
+        call.resumed, call.data, call.expired = answer.kind == "resume", answer.data, answer.kind == "approve"
+        return
+    approved = replace(call.ctx, tool_call_approved=True)
+    if answer.args is not None:
+        call.args = await edited(call.tool, approved, answer.args)
+    call.ctx = approved

@@ -166,6 +166,7 @@ class Waits:
             resume_schema=suspension.schema_,
             args_schema=getattr(tool, "parameters_json_schema", None) or {},
             on_expiry=suspension.on_expiry,
+            issues=suspension.issues,
             agent=self._agent,
         )
         waiting = Waiting(call_id, self._step, round_, question.to_json(), suspension.expires_in)
@@ -185,6 +186,7 @@ class Waits:
         """
         self.asked = True
         approvals = {call.tool_call_id for call in requests.approvals}
+        made_here = set(self._rounds)
         for call in [*requests.approvals, *requests.calls]:
             if call.tool_call_id not in self._rounds:
                 metadata = requests.metadata.get(call.tool_call_id)
@@ -195,14 +197,19 @@ class Waits:
         results = DeferredToolResults()
         for call in [*requests.approvals, *requests.calls]:
             answer = self.known(call.tool_call_id, self._rounds[call.tool_call_id])
-            if answer is not None and answer.kind == "decline":
-                self._denied(call.tool_call_id)
+            declined = answer is not None and answer.kind == "decline"
             if answer is None:
-                self.unresolved, self._judged = True, self.seen
+                self._leave_open(self.seen)
+            elif declined and call.tool_call_id in made_here - approvals:
+                # A denial is no result here, in Pydantic AI's eyes: it is given at once where the call is made.
+                self._leave_open(self.seen - 1)
+                continue
             elif call.tool_call_id in approvals:
                 results.approvals[call.tool_call_id] = _approval(answer)
             else:
                 results.calls[call.tool_call_id] = _result(answer)
+            if declined:
+                self._denied(call.tool_call_id)
         mine = len(requests.approvals) + len(requests.calls)
         if self.unresolved and mine == self._deferred and not (results.approvals or results.calls):
             raise RunSuspended
@@ -211,8 +218,12 @@ class Waits:
     def deferring(self, suspension: Suspension) -> ApprovalRequired | CallDeferred:
         """A call is about to be deferred; what tells the agent's loop so."""
         if self.asked:
-            self.unresolved, self._judged = True, min(self.seen, self.judged)
+            self._leave_open(self.seen)
         return suspension.deferral()
+
+    def _leave_open(self, seen: int) -> None:
+        """A call of this step waits, as far as the first `seen` answers tell."""
+        self.unresolved, self._judged = True, min(seen, self.judged)
 
     def leave(self, call_id: str, round_: int, outcome: ledger.Outcome) -> ledger.Outcome:
         """A call is not announced before the agent's own handlers were asked. Returns what is recorded of it."""
@@ -262,9 +273,8 @@ def tag(call_id: str, answer: Answer | None) -> Approval | None:
 def _approval(answer: Answer) -> ToolApproved | ToolDenied:
     if answer.kind == "fail":
         raise DecisionExpired
-    return (
-        ToolDenied(answer.reason or DECLINED) if answer.kind == "decline" else ToolApproved(override_args=answer.args)
-    )
+    # Edited arguments are taken up, and looked at, when the call is made.
+    return ToolDenied(answer.reason or DECLINED) if answer.kind == "decline" else ToolApproved()
 
 
 def _result(answer: Answer) -> Any:
@@ -284,6 +294,8 @@ def _chunk(waiting: Waiting, question: Question) -> ToolCallApproval | ToolCallS
         fields["args"] = question.args
     if question.payload is not None or question.kind != "approval":
         fields["suspend_payload"] = to_json_value(question.payload)
+    if question.issues is not None:
+        fields["issues"] = question.issues
     if question.kind == "approval":
         return ToolCallApproval(payload=ToolCallApprovalPayload(**fields))
     return ToolCallSuspended(payload=ToolCallSuspendedPayload(**fields))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from datetime import datetime
+from datetime import date, datetime
 from typing import Annotated, Any, cast
 
 import pytest
-from pydantic import BaseModel, Field
-from pydantic_ai import Agent, ApprovalRequired, CallDeferred, RunContext, Tool
+from pydantic import BaseModel, Field, Strict, ValidationError, field_validator
+from pydantic_ai import Agent, ApprovalRequired, CallDeferred, ModelRetry, RunContext, Tool
 from pydantic_ai.capabilities import HandleDeferredToolCalls
 from pydantic_ai.messages import ModelMessage, ToolReturnPart
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
@@ -29,6 +29,7 @@ from durable.settings import Settings
 from durable.store import Store
 from durable.suspension import RunSuspended
 from durable.sweeper import Sweeper
+from durable.views import PendingCall
 from tests.conftest import eventually
 
 Call = tuple[str, dict[str, Any]]
@@ -613,9 +614,9 @@ async def test_a_call_that_is_declined_between_two_looks_ends_once(
     async with connected(agent) as durable:
         handle = await durable.handle("declined-run")
         await durable.stream("ask", run_id="declined-run")
-        [[_, reason]] = (await told(handle)).values()
+        [outcome] = (await told(handle)).values()
         seen = await types(handle)
-    assert reason == "no"
+    assert outcome == ["denied", "no"], "whenever it is heard of"
     assert late == ["c1"]
     assert [kind for kind in seen if kind in {"tool-output-denied", "tool-error", "tool-result"}] == [
         "tool-output-denied"
@@ -833,3 +834,220 @@ async def test_a_tool_that_asks_with_a_schema_that_cannot_be_used_fails_its_run(
             await handle.result()
         assert (await handle.status()).pending is None
     assert failed.value.failure_code == "configuration_error"
+
+
+class Even(BaseModel):
+    """Data with more to it than its schema says."""
+
+    n: int
+    why: str = ""
+
+    @field_validator("n")
+    @classmethod
+    def even(cls, n: int) -> int:
+        if n % 2:
+            raise ValueError(f"secret {n}")
+        return n
+
+
+async def asked_again(handle: RunHandle, call: str, *fields: str) -> PendingCall:
+    """Wait until a call waits once more, because of these fields."""
+
+    async def waits() -> bool:
+        view = await handle.status()
+        wrong = [[issue.field for issue in call.issues or []] for call in view.pending or []]
+        return view.status == "suspended" and wrong == [list(fields)]
+
+    await eventually(waits, what=f"the call {call} to be asked about again")
+    [found] = (await handle.status()).pending or []
+    assert found.tool_call_id == call
+    return found
+
+
+def transfer_agent(effects: list[Any]) -> Agent[Any, str]:
+    """A tool that looks at its arguments itself: by a type with a validator, and by a function."""
+    agent: Agent[Any, str] = Agent(calling(("transfer", {"amount": {"n": 2}, "on": "2026-11-24"})), name="bank")
+
+    def check(ctx: RunContext[Any], amount: Even, on: date) -> None:
+        assert ctx.tool_call_approved or amount.n < 100
+        if amount.n > 100:
+            raise ModelRetry(f"secret {amount.n}")
+
+    def transfer(ctx: RunContext[Any], amount: Even, on: Annotated[date, Strict()]) -> str:
+        effects.append((amount.n, on))
+        return f"{amount.n} on {on:%d.%m.}"
+
+    agent.tool(requires_approval=True, args_validator=check)(transfer)
+    return agent
+
+
+async def test_edited_arguments_that_the_tool_itself_refuses_are_asked_about_again(connected: Any) -> None:
+    effects: list[Any] = []
+    async with connected(transfer_agent(effects)) as agent:
+        handle = await agent.stream("transfer")
+        await pending(handle, "c1")
+        await handle.approve("c1", args={"amount": {"n": 3}, "on": "2026-12-01"}, actor="ada")
+        asked = await asked_again(handle, "c1", "args.amount.n")
+        assert (asked.kind, asked.args) == ("approval", {"amount": {"n": 2}, "on": "2026-11-24"})
+        assert [issue.message for issue in asked.issues or []] == ["does not fit 'value_error'"]
+        await handle.approve("c1", args={"amount": {"n": 200}, "on": "2026-12-01"}, actor="ada")
+        await asked_again(handle, "c1", "args")
+        assert effects == []
+        await handle.approve("c1", args={"amount": {"n": 4}, "on": "2026-12-01"}, actor="bob")
+        assert await told(handle) == {"c1": ["success", "4 on 01.12."]}
+        chunks = [chunk async for chunk in handle.observe()]
+    assert effects == [(4, date(2026, 12, 1))]
+    waits = [chunk for chunk in chunks if chunk.type in {"tool-call-approval", "tool-call-decided"}]
+    assert [chunk.type for chunk in waits] == ["tool-call-approval", "tool-call-decided"] * 3
+    assert [chunk.payload.issues and chunk.payload.issues[0].field for chunk in waits[::2]] == [
+        None,
+        "args.amount.n",
+        "args",
+    ]
+    [result] = [chunk for chunk in chunks if chunk.type == "tool-result"]
+    assert result.payload.approval.actor == "bob"
+    assert "secret" not in "".join(chunk.model_dump_json() for chunk in chunks)
+
+
+async def test_a_call_whose_correction_was_refused_is_approved_as_it_was_or_declined(connected: Any) -> None:
+    effects: list[Any] = []
+    for answer in ("approve", "decline"):
+        async with connected(transfer_agent(effects)) as agent:
+            handle = await agent.stream("transfer")
+            await pending(handle, "c1")
+            await handle.approve("c1", args={"amount": {"n": 3}, "on": "2026-12-01"})
+            await asked_again(handle, "c1", "args.amount.n")
+            await getattr(handle, answer)("c1")
+            outcomes = await told(handle)
+        assert outcomes["c1"][0] == ("success" if answer == "approve" else "denied")
+    assert effects == [(2, date(2026, 11, 24))]
+
+
+async def test_a_correction_that_is_known_only_when_all_calls_are_looked_at_is_looked_at_as_well(
+    connected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pydantic AI makes the call then, and would tell the model of arguments that are not valid."""
+    answer, late = Waits.answer, list[str]()
+
+    async def corrected(self: Waits, call_id: str, round_: int) -> Answer | None:
+        found = await answer(self, call_id, round_)
+        if found is None and not late:
+            late.append(call_id)
+            await handle.approve("c1", args={"amount": {"n": 3}, "on": "2026-12-01"})
+            return None
+        return found
+
+    monkeypatch.setattr(Waits, "answer", corrected)
+    effects: list[Any] = []
+    async with connected(transfer_agent(effects)) as agent:
+        handle = await agent.handle("late-run")
+        await agent.stream("transfer", run_id="late-run")
+        await asked_again(handle, "c1", "args.amount.n")
+        await handle.approve("c1", args={"amount": {"n": 6}, "on": "2026-12-01"})
+        assert await told(handle) == {"c1": ["success", "6 on 01.12."]}
+    assert effects == [(6, date(2026, 12, 1))]
+
+
+async def test_arguments_of_the_model_that_the_tool_refuses_are_its_own_affair(connected: Any) -> None:
+    agent = Agent(calling(("pay", {"amount": {"n": 3}})), name="bank")
+
+    @agent.tool_plain(requires_approval=True, retries=0)
+    def pay(amount: Even) -> int:
+        return amount.n
+
+    async with connected(agent) as durable:
+        handle = await durable.stream("pay")
+        with pytest.raises(RunFailed):
+            await handle.result()
+        assert "tool-call-approval" not in await types(handle)
+
+
+async def test_a_correction_of_a_call_that_was_torn_is_used_again(connected: Any) -> None:
+    """Whoever takes the run over looks at all answers once more: none of them is asked about again."""
+    effects: list[Any] = []
+    async with connected(transfer_agent(effects)) as agent:
+        handle = await agent.stream("transfer")
+        await pending(handle, "c1")
+        run_id = handle.run_id
+        await handle.approve("c1", args={"amount": {"n": 3}, "on": "2026-12-01"})
+        await asked_again(handle, "c1", "args.amount.n")
+    async with connected(transfer_agent(effects)) as agent:
+        handle = await agent.handle(run_id)
+        await handle.approve("c1", args={"amount": {"n": 4}, "on": "2026-12-01"})
+        assert await told(handle) == {"c1": ["success", "4 on 01.12."]}
+        assert (await types(handle)).count("tool-call-approval") == 2
+    assert effects == [(4, date(2026, 12, 1))]
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["by the type that it named", "by the type that it reads it as"])
+async def test_data_that_the_type_refuses_is_asked_for_again(connected: Any, known: bool) -> None:
+    seen: list[Any] = []
+    schema = Even if known else Even.model_json_schema()
+    agent = Agent(calling(("count", {})), name="counter")
+
+    @agent.tool
+    def count(ctx: RunContext[Any]) -> int:
+        call = tool_context(ctx)
+        seen.append(call.resume if call.resumed else "asked")
+        found = resume_data(ctx, Even)
+        if found is None:
+            raise suspend({"how": "many"}, resume_schema=schema)
+        return found.n
+
+    async with connected(agent) as durable:
+        handle = await durable.stream("count")
+        await pending(handle, "c1")
+        for wrong in (3, 5):
+            await handle.resume("c1", {"n": wrong, "why": str(wrong)}, actor="ada")
+            asked = await asked_again(handle, "c1", "data.n")
+            assert asked.payload == {"how": "many"}
+            assert (asked.resume_schema or {})["title"] == "Even"
+        await handle.resume("c1", {"n": 4})
+        assert await told(handle) == {"c1": ["success", 4]}
+        chunks = [chunk async for chunk in handle.observe()]
+    assert [bool(chunk.payload.issues) for chunk in chunks if chunk.type == "tool-call-suspended"] == [
+        False,
+        True,
+        True,
+    ]
+    wrong_data = [{"n": 3, "why": "3"}, {"n": 5, "why": "5"}]
+    assert seen == ["asked", *([] if known else wrong_data), {"n": 4}]
+    assert "secret" not in "".join(chunk.model_dump_json() for chunk in chunks)
+
+
+async def test_a_tool_may_deal_with_data_of_the_wrong_type_itself(connected: Any) -> None:
+    agent = Agent(calling(("count", {})), name="counter")
+
+    @agent.tool
+    def count(ctx: RunContext[Any]) -> str:
+        try:
+            found = resume_data(ctx, Even)
+        except ValidationError:
+            return "odd"
+        if found is None:
+            raise suspend()
+        return "even"
+
+    async with connected(agent) as durable:
+        handle = await durable.stream("count")
+        await pending(handle, "c1")
+        await handle.resume("c1", {"n": 3})
+        assert await told(handle) == {"c1": ["success", "odd"]}
+
+
+async def test_a_validation_that_has_nothing_to_do_with_the_data_is_nobodys_to_answer(connected: Any) -> None:
+    agent = Agent(calling(("count", {})), name="counter")
+
+    @agent.tool
+    def count(ctx: RunContext[Any]) -> int:
+        if resume_data(ctx) is None:
+            raise suspend()
+        return Even(n=3).n
+
+    async with connected(agent) as durable:
+        handle = await durable.stream("count")
+        await pending(handle, "c1")
+        await handle.resume("c1", 1)
+        await handle.result()
+        seen = await types(handle)
+    assert (seen.count("tool-call-suspended"), seen.count("tool-error")) == (1, 1)

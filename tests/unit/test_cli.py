@@ -532,12 +532,14 @@ def test_a_call_that_waits_says_how_to_answer_it(capsys: pytest.CaptureFixture[s
         "args": {},
         "suspendPayload": {"question": "which?"},
     }
+    wrong = [{"field": "args.amount", "message": "does not fit 'value_error'"}]
     denied = {"approval": {"id": "-c2", "approved": False, "reason": "enough", "actor": "ada"}}
     lines = transcript(
         capsys,
         ("tool-call-approval", {**refund, "resumeSchema": "{}"}, 1),
         ("tool-call-approval", {**refund, "questionId": "1.0", "resumeSchema": "{}"}, 1),
         ("tool-call-suspended", {**paint, "resumeSchema": "{}"}, 1),
+        ("tool-call-approval", {**refund, "resumeSchema": "{}", "issues": wrong}, 1),
         ("tool-call-decided", {**refund, "args": {"amount": 1}, "decision": "approve", "actor": "ada"}, 0),
         ("tool-call-decided", {**CALL, "decision": "resume"}, 0),
         ("tool-call-decided", {**CALL, "decision": "fail", "actor": "deadline"}, 0),
@@ -549,6 +551,10 @@ def test_a_call_that_waits_says_how_to_answer_it(capsys: pytest.CaptureFixture[s
         (
             '  ? waits for an answer to paint(), {"question":"which?"}:  '
             "durable resume --question 2.1 --data JSON -- run-1 -c2"
+        ),
+        (
+            "  ? waits for approval of refund(amount=500), again, as args.amount does not fit 'value_error':"
+            "  durable approve run-1 'c 1'"
         ),
         "  ✓ refund: approved by ada, as refund(amount=1)",
         "  ✓ add: resumed",
