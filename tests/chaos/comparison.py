@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from durable import ledger
 from durable.chunks import Chunk
+from durable.decisions import Answer
 from durable.doctor import Doctor
 from durable.fold import Folder
 from tests.chaos.effective import counted, effective
@@ -26,7 +27,7 @@ class Reference:
         chunks: Its log.
         record: Its record's output and usage.
         messages: Its conversation.
-        ledger: Its recorded outcomes.
+        ledger: Its recorded outcomes, and its answers without the moments at which they were given.
         effects: How often each call was executed, by its key without the run's id; and each model request.
     """
 
@@ -47,9 +48,15 @@ class Reference:
         found.chunks = await stage.bench.chunks(run_id)
         found.record = (record.json("output"), record.view().usage, record.status)
         found.messages = await stage.messages(run_id)
-        found.ledger = await stage.bench.runs.ledger(run_id)
+        entries = await stage.bench.runs.ledger(run_id)
+        found.ledger = {name: _timeless(entry) if ledger.is_answer(name) else entry for name, entry in entries.items()}
         found.effects = Counter(effect.key.removeprefix(run_id) for effect in stage.effects(run_id))
         return found
+
+
+def _timeless(answer: bytes) -> bytes:
+    """An answer without the moment at which it was given."""
+    return Answer.model_validate_json(answer).model_copy(update={"at": None}).to_json()
 
 
 async def recorded(stage: Stage, run_id: str) -> set[str]:
