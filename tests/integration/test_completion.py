@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -628,6 +629,7 @@ async def test_a_guardrail_that_takes_too_long_stops_the_run(
     *,
     synchronous: bool,
 ) -> None:
+    caplog.set_level(logging.WARNING, logger="durable.completion")  # a worker in this process may have set the root's
     guardrail = stubborn(synchronous=synchronous)
     async with connected(**options_of(where, guardrail, 0.1)) as agent:
         handle = await agent.stream("write")
@@ -722,6 +724,7 @@ def third_or_first(_: JudgeContext, output: str) -> bool:
 async def test_a_judge_that_does_not_end_pauses_the_goal_and_its_late_verdict_is_refused(
     connected: Connected, stubborn: Callable[..., Stubborn], caplog: pytest.LogCaptureFixture, *, synchronous: bool
 ) -> None:
+    caplog.set_level(logging.WARNING, logger="durable.completion")
     judge = stubborn(GoalVerdict(status="done"), synchronous=synchronous)
     async with connected(**options_of("goal", judge, 0.1)) as agent:
         handle = await agent.stream("write")
