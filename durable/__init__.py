@@ -15,9 +15,11 @@ if TYPE_CHECKING:
         EventedAgent,
         RunHandle,
         RunResult,
+        agent_tool,
         create_durable_agent,
         create_evented_agent,
     )
+    from durable.background.dispositions import Background
     from durable.chunks import Chunk
     from durable.client import Backoff, Client
     from durable.completion import Goal, GoalVerdict, JudgeContext, Score, TaskCompletion, Tripwire
@@ -69,6 +71,8 @@ _HOMES = {
     "TaskCompletion": "durable.completion",
     "ToolContext": "durable.tools",
     "Tripwire": "durable.completion",
+    "agent_tool": "durable.agents",
+    "Background": "durable.background.dispositions",
     "create_durable_agent": "durable.agents",
     "create_evented_agent": "durable.agents",
     "emit": "durable.tools",
@@ -108,6 +112,8 @@ __all__ = [
     "TaskCompletion",
     "ToolContext",
     "Tripwire",
+    "agent_tool",
+    "Background",
     "create_durable_agent",
     "create_evented_agent",
     "emit",

@@ -14,7 +14,7 @@ from durable.dispatch import CeleryDispatcher, Dispatcher, InProcessDispatcher
 from durable.errors import ThreadBusy
 from durable.execution import Engine
 from durable.observer import Hub, Observer
-from durable.runs import NewRun, RunRecord, Runs
+from durable.runs import TASK, NewRun, RunRecord, Runs
 from durable.settings import Settings
 from durable.store import Store
 from durable.sweeper import StandIn, Sweeper
@@ -131,10 +131,17 @@ class Backend:
     async def dispatch(self, record: RunRecord) -> None:
         """Wake somebody who executes the run: this process or a worker. Where there are no workers, the run of an agent
         that this process does not have waits for a process that has it."""
-        if self._here is not None and record.agent in self.definitions:
+        if self._here is not None and self._serves(record):
             await self._here.dispatch(record)
         elif self._celery is not None:
             await self._celery.dispatch(record)
+
+    def _serves(self, record: RunRecord) -> bool:
+        """Whether this process executes the run: it has the agent, and no workers of its own are named for it."""
+        definition = self.definitions.get(record.agent)
+        if definition is None or self._celery is None or record.kind != TASK:
+            return definition is not None
+        return record.queue == definition.queue_of(self.settings.prefix)
 
     async def decide(self, run_id: str, tool_call_id: str, answer: Answer, *, question: str | None = None) -> None:
         """Answer a tool call that waits, and wake its run.

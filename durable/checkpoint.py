@@ -44,6 +44,7 @@ class Progress:
         tools: The tools that the model was given at first: of any other it is told in the conversation. None before
             any request.
         enqueued: Messages that wait to be told to the model, as JSON.
+        told: The background tasks whose results the model was told of, by the names of their calls in the ledger.
         first: The seq of the chunk that began the response.
         seq: The log's last seq when the response was complete.
     """
@@ -57,6 +58,7 @@ class Progress:
     output_retries: int = 0
     tools: frozenset[str] | None = None
     enqueued: list[Json] = field(default_factory=list)
+    told: tuple[str, ...] = ()
     first: int = 0
     seq: int = 0
 
@@ -74,6 +76,7 @@ class _Entry(Wire):
     output_retries: int = 0
     tools: list[str] | None = None  # only where they have changed
     enqueued: list[Json] = Field(default_factory=list)
+    told: list[str] = Field(default_factory=list)  # only those that are new
     first: int = 0
 
 
@@ -108,9 +111,13 @@ class Stored:
     Args:
         messages: The conversation that they amount to.
         tools: The tools that they have.
+        told: The background tasks that they have.
     """
 
-    def __init__(self, messages: Sequence[ModelMessage], tools: frozenset[str] | None = None) -> None:
+    def __init__(
+        self, messages: Sequence[ModelMessage], tools: frozenset[str] | None = None, told: Sequence[str] = ()
+    ) -> None:
+        self._told = len(told)
         self._messages: list[ModelMessage] = []
         self._contents: list[_Content] = []
         self._tools = tools
@@ -134,8 +141,10 @@ class Stored:
             entry.tools = sorted(progress.tools)
         if progress.enqueued:
             entry.enqueued = progress.enqueued
+        if len(progress.told) > self._told:
+            entry.told = list(progress.told[self._told :])
         encoded = _to_bytes(entry)
-        self._tools = progress.tools
+        self._tools, self._told = progress.tools, len(progress.told)
         self._replace(kept, progress.messages)
         return encoded
 
@@ -177,7 +186,7 @@ def decode(history: Sequence[ModelMessage], entries: Iterable[bytes], seq: int) 
         entries: As they were written.
         seq: The log's last seq at the newest of them.
     """
-    messages, newest, tools = _replay(history, entries)
+    messages, newest, tools, told = _replay(history, entries)
     if newest is None or newest.steps is None:
         return None
     return Progress(
@@ -190,6 +199,7 @@ def decode(history: Sequence[ModelMessage], entries: Iterable[bytes], seq: int) 
         output_retries=newest.output_retries,
         tools=tools,
         enqueued=newest.enqueued,
+        told=told,
         first=newest.first,
         seq=seq,
     )
@@ -211,15 +221,17 @@ def usage_at(entry: bytes) -> RunUsage | None:
 
 def _replay(
     history: Sequence[ModelMessage], entries: Iterable[bytes]
-) -> tuple[list[ModelMessage], _Entry | None, frozenset[str] | None]:
-    """The conversation after all entries, the newest of them that is a response's, and the tools."""
+) -> tuple[list[ModelMessage], _Entry | None, frozenset[str] | None, tuple[str, ...]]:
+    """The conversation after all entries, the newest of them that is a response's, the tools, and the tasks told of."""
     messages: list[ModelMessage] = list(history)
     newest: _Entry | None = None
     tools: frozenset[str] | None = None
+    told: list[str] = []
     for data in entries:
         entry = _Entry.model_validate_json(data)
         del messages[entry.keep :]
         messages += ModelMessagesTypeAdapter.validate_python(entry.messages)
         newest = entry if entry.steps is not None else newest
         tools = frozenset(entry.tools) if entry.tools is not None else tools
-    return messages, newest, tools
+        told += entry.told
+    return messages, newest, tools, tuple(told)

@@ -90,11 +90,13 @@ def limits_to_json(limits: UsageLimits) -> dict[str, Json]:
 
 
 def read_conversation(request: RunRequest) -> Conversation:
-    """What a request says.
+    """What a request says; nothing, for a tool call.
 
     Raises:
         InvalidRequest: Neither or both of prompt and messages are given, or they are not of the right shape.
     """
+    if request.tool_call is not None:
+        return Conversation(None, [], None)
     if (request.prompt is None) == (request.messages is None):
         raise InvalidRequest("Give either a prompt or messages.")
     try:

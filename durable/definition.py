@@ -12,6 +12,7 @@ from pydantic_ai import RunContext
 from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.tools import ToolDefinition
 
+from durable.background.dispositions import Background
 from durable.chunks.base import Json
 from durable.completion import Goal, InputGuardrail, OutputGuardrail, TaskCompletion
 from durable.completion.context import check_names
@@ -73,6 +74,7 @@ class AgentOptions(TypedDict, total=False):
             limit. Default 60.
         completion: Scorers that judge the output whenever the model is done.
         goal: An objective, and a judge that says whether it is reached.
+        background: Which tools are made in the background, and how many of their tasks are executed at a time.
     """
 
     max_steps: int
@@ -88,6 +90,7 @@ class AgentOptions(TypedDict, total=False):
     guardrail_seconds: float | None
     completion: TaskCompletion | None
     goal: Goal | None
+    background: Background | None
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,7 @@ class AgentDefinition:
         guardrail_seconds: Seconds that each of them may take; None for no limit.
         completion: Whether the model may end.
         goal: What the model has to reach.
+        background: Which tools are made in the background.
     """
 
     name: str
@@ -129,6 +133,7 @@ class AgentDefinition:
     guardrail_seconds: float | None = DEFAULT_GUARDRAIL_SECONDS
     completion: TaskCompletion | None = None
     goal: Goal | None = None
+    background: Background | None = None
 
     def __post_init__(self) -> None:
         if not AGENT_NAME.fullmatch(self.name):

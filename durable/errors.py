@@ -14,6 +14,7 @@
     ├── UnknownCall               the run has no call of this id that waits or waited for an answer
     ├── AlreadyDecided            the call was answered before, in another way
     ├── BudgetNotReached          the run is not suspended because of a budget: there is nothing to raise
+    ├── LimitReached              as many background tasks are executed as may be, and this one is not to wait
     ├── RunEnded                  the run has ended; it can't change any more
     ├── StoreUnavailable          Redis does not answer; nothing was written, or the same call may be repeated
     ├── LeaseLost                 this attempt no longer owns its run; whatever it writes is refused
@@ -123,6 +124,12 @@ class BudgetNotReached(DurableError):
     """The run is not suspended because it reached a budget."""
 
     code = "budget_not_reached"
+
+
+class LimitReached(DurableError):
+    """As many background tasks are executed as may be."""
+
+    code = "limit_reached"
 
 
 class RunEnded(DurableError):

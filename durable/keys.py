@@ -21,9 +21,11 @@ class Keys:
     | `checkpoints` | list | what each step added to the conversation |
     | `ledger` | hash | step and tool call -> recorded outcome |
     | `calls` | hash | calls that wait or waited: `s:` state, `c:` question, `t:` since and until, `d:` answer |
+    | `children` | hash | runs that it has started -> `live` or `ended` |
     | `tombstone` | string | outlives an expired run |
     | `idempotency` | string | idempotency key -> run id and request hash |
     | `runs` | sorted set | creation time -> run id; per status, agent, thread and in all |
+    | `tasks` | sorted set | the same of background tasks |
     | `expiries` | sorted set | when it expires -> run id, status, agent and thread, to be taken out of `runs` |
     | `thread` | hash | a conversation: whose it is, its live run, the last that began, whose exchange is the newest |
     | `exchanges` | list | what each run of a thread has said, in order |
@@ -32,6 +34,8 @@ class Keys:
     | `pending` | sorted set | since when it waits -> run id and call |
     | `deadlines` | sorted set | when it is answered by itself -> run id and call |
     | `wakeups` | sorted set | when to dispatch again -> run id |
+    | `woken` | list | runs that a script has woken, to be dispatched at once |
+    | `limit:…` | set | tasks that are executed under a limit; `…:waiting` those that wait for a place |
     | `agents` | hash | name -> announced definition |
     | `workers` | sorted set | expiry -> live worker |
     """
@@ -56,6 +60,9 @@ class Keys:
     def calls(self, run_id: str) -> str:
         return self._of_run(run_id, ":calls")
 
+    def children(self, run_id: str) -> str:
+        return self._of_run(run_id, ":children")
+
     def tombstone(self, run_id: str) -> str:
         return self._of_run(run_id, ":tombstone")
 
@@ -76,7 +83,8 @@ class Keys:
             return f"{self.thread(thread)}:runs"
         return f"{self.prefix}:runs"
 
-    # The scripts make the names of a thread, and of its runs, from that of a run of it (`lib.lua`).
+    # The scripts make the names of a thread, of its runs, and of a run's parent and children, from that of a run of it
+    # (`lib.lua`).
 
     def thread(self, thread_id: str) -> str:
         return f"{self.prefix}:thread:{{{thread_id}}}"
@@ -91,6 +99,32 @@ class Keys:
     def status_indexes(self) -> str:
         """What the names of the indexes by status start with."""
         return f"{self.prefix}:runs:status:"
+
+    def tasks(self, *, status: str = "", agent: str = "") -> str:
+        """The index of background tasks, newest last, narrowed by at most one of the arguments."""
+        if status:
+            return f"{self.task_status_indexes}{status}"
+        return f"{self.prefix}:tasks:agent:{agent}" if agent else f"{self.prefix}:tasks"
+
+    @property
+    def task_status_indexes(self) -> str:
+        """What the names of the indexes of tasks by status start with."""
+        return f"{self.prefix}:tasks:status:"
+
+    @property
+    def task_channel(self) -> str:
+        """The pub/sub channel that carries the chunks of all background tasks."""
+        return f"{self.prefix}:tasks:live"
+
+    @property
+    def task_expiries(self) -> str:
+        """When ended tasks leave the indexes."""
+        return f"{self.prefix}:tasks:expiries"
+
+    @property
+    def woken(self) -> str:
+        """Runs that a script has woken, for whoever looks first to dispatch them."""
+        return f"{self.prefix}:woken"
 
     @property
     def expiries(self) -> str:

@@ -22,6 +22,8 @@ from durable.errors import LedgerCorrupt, ToolResultInvalid
 from durable.suspension import Suspension
 
 STARTED: Final = b'{"kind":"started"}'
+AGAIN: Final = b'{"kind":"again"}'
+"""A call that raised, and is to be made again as if it had never been started."""
 
 _RETURN: TypeAdapter[Any] = TypeAdapter(ToolReturn)
 # As Pydantic AI shows bytes to the model.
@@ -46,6 +48,19 @@ class Raised:
 
 
 @dataclass(frozen=True)
+class Task:
+    """The background task that makes a call.
+
+    Attributes:
+        id: Of the task.
+        tool: The tool.
+    """
+
+    id: str
+    tool: str
+
+
+@dataclass(frozen=True)
 class Outcome:
     """How a tool call ended.
 
@@ -57,6 +72,7 @@ class Outcome:
         healed: Whether hooks have made this of a failure: they are not asked again.
         aside: What it did to its run beside, as JSON.
         suspended: What it waits, or waited, for.
+        task: The background task that makes it meanwhile. `value` stands for its result until that is told.
         denied: Why it was declined. Not stored: the answer is.
     """
 
@@ -67,6 +83,7 @@ class Outcome:
     healed: bool = False
     aside: Json = None
     suspended: Suspension | None = None
+    task: Task | None = None
     denied: str | None = None
 
     def replay(self) -> Any:
@@ -136,6 +153,8 @@ def encode(outcome: Outcome) -> bytes:
     more: dict[str, Json] = {"aside": outcome.aside} if outcome.aside else {}
     if outcome.healed:
         more["healed"] = True
+    if outcome.task is not None:
+        more["task"] = [outcome.task.id, outcome.task.tool]
     if outcome.retry is not None:
         return orjson.dumps({"kind": "retry", "message": outcome.retry, **more})
     if outcome.failed is not None:
@@ -174,7 +193,7 @@ def decode(entry: bytes) -> Outcome | None:
         fields = orjson.loads(entry)
         aside, healed = fields.get("aside"), bool(fields.get("healed"))
         match fields["kind"]:
-            case "started":
+            case "started" | "again":
                 return None
             case "retry":
                 return Outcome(retry=fields["message"], healed=healed, aside=aside)
@@ -188,7 +207,8 @@ def decode(entry: bytes) -> Outcome | None:
             case "tool-return" | "content" as kind:
                 adapter = _RETURN if kind == "tool-return" else _CONTENT
                 value = adapter.validate_python(fields["value"])
-                return Outcome(value=value, healed=healed, aside=aside)
+                task = Task(*fields["task"]) if "task" in fields else None
+                return Outcome(value=value, healed=healed, aside=aside, task=task)
     except Exception as error:
         raise LedgerCorrupt from error
     raise LedgerCorrupt

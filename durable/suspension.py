@@ -15,7 +15,7 @@ from durable.chunks.base import Issue, Json
 from durable.errors import ConfigurationError
 from durable.schemas import check_schema
 
-Kind = Literal["approval", "resume", "external"]
+Kind = Literal["approval", "resume", "external", "task"]
 OnExpiry = Literal["decline", "approve", "fail", "cancel"]
 
 MARK: Final = "durable"
@@ -35,6 +35,7 @@ class Suspension(BaseModel):
 
     Attributes:
         kind: `approval`: to be allowed. `resume`: data, with which the tool is called again. `external`: its result.
+            `task`: that of its background task.
         payload: What the tool wants to be known.
         schema_: JSON schema of the answer.
         expires_in: Seconds after which it is answered by itself.
@@ -62,7 +63,7 @@ class Suspension(BaseModel):
     def deferral(self) -> ApprovalRequired | CallDeferred:
         """What Pydantic AI's loop understands of it."""
         metadata = None if self.payload is None else {"payload": self.payload}
-        return CallDeferred(metadata) if self.kind == "external" else ApprovalRequired(metadata)
+        return CallDeferred(metadata) if self.kind in {"external", "task"} else ApprovalRequired(metadata)
 
 
 class ToolSuspended(ApprovalRequired):
@@ -81,11 +82,13 @@ class RunSuspended(BaseException):
 
     Args:
         reason: Why the run waits, as callers see it.
+        turn_ended: Whether it has ended its turn: the model is done.
     """
 
-    def __init__(self, reason: str = "decision") -> None:
+    def __init__(self, reason: str = "decision", *, turn_ended: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.turn_ended = turn_ended
 
 
 def suspend(

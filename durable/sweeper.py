@@ -138,19 +138,20 @@ class Sweeper:
                 continue  # somebody was faster
 
     async def _forget(self) -> None:
-        """Take runs whose retention has passed out of the indexes."""
+        """Take runs, and background tasks, whose retention has passed out of the indexes."""
         keys = self._store.keys
-        members = await self._due(keys.expiries)
-        if not members:
-            return
-        async with self._store.guard(), self._store.redis.pipeline(transaction=False) as pipe:
-            for member in members:
-                run_id, status, agent, thread = member.split(":")
-                indexes = [keys.runs(), keys.runs(status=status), keys.runs(agent=agent)]
-                for index in [*indexes, *([keys.runs(thread=thread)] if thread else [])]:
-                    pipe.zrem(index, run_id)
-            pipe.zrem(keys.expiries, *members)
-            await pipe.execute()
+        for expiries, index in ((keys.expiries, keys.runs), (keys.task_expiries, keys.tasks)):
+            members = await self._due(expiries)
+            if not members:
+                continue
+            async with self._store.guard(), self._store.redis.pipeline(transaction=False) as pipe:
+                for member in members:
+                    run_id, status, agent, thread = member.split(":")
+                    indexes = [index(), index(status=status), index(agent=agent)]
+                    for name in [*indexes, *([keys.runs(thread=thread)] if thread else [])]:
+                        pipe.zrem(name, run_id)
+                pipe.zrem(expiries, *members)
+                await pipe.execute()
 
     async def _expire(self, run_id: str, call: str, question: str, what: OnExpiry) -> int:
         """Nobody has answered a call in time: do what its tool wants then."""

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_ai.agent import AbstractAgent
+from pydantic_ai.tools import Tool
 from pydantic_ai.toolsets import AbstractToolset, FunctionToolset
 
 from durable.errors import ConfigurationError
@@ -18,6 +19,10 @@ from durable.suspension import LONGEST_WAIT, MARK, OnExpiry
 
 OnCrash = Literal["retry", "fail", "ask"]
 OnToolError = Literal["fail", "continue"]
+Disposition = Literal["foreground", "deferred", "awaited"]
+"""Where a call is made: in its run, or as a task of its own while the run goes on or waits."""
+OnLimit = Literal["queue", "reject", "foreground"]
+LIMIT = r"^[A-Za-z0-9_.-]{1,128}$"
 
 
 class ToolOptions(BaseModel):
@@ -29,6 +34,18 @@ class ToolOptions(BaseModel):
         on_crash: What becomes of a call that its worker was lost in: it is made again, the model is told that nobody
             knows, or somebody is asked.
         on_tool_error: Whether a call that raises fails the run, or the model is told.
+        timeout: Seconds that a call may take.
+        background: Whether its calls are made in the background, as tasks of their own: `deferred` (as True) goes on
+            with the run at once, `awaited` lets the call wait. Default: they are made in the run.
+        model_chooses: Whether the model may choose among the three for each call.
+        queue: The Celery queue of its tasks. Default: its agent's.
+        retries: How often a task is made again when the tool raises.
+        retry_seconds: The longest first pause before that; it doubles each time, up to 30 s, and is random.
+        max_concurrency: Tasks of this tool that are executed at a time, over all workers. Default: no limit.
+        concurrency_key: What they are counted under, if that is not the tool's name: tools may share it.
+        on_limit: What becomes of one more: it waits (`queue`), the model is told (`reject`), or the call is made in the
+            run (`foreground`).
+        agent: The agent that the tool asks: each call is a run of it.
     """
 
     model_config = ConfigDict(strict=True)
@@ -37,6 +54,23 @@ class ToolOptions(BaseModel):
     on_expiry: OnExpiry = "decline"
     on_crash: OnCrash = "retry"
     on_tool_error: OnToolError = "fail"
+    timeout: float | None = Field(None, gt=0)
+    background: bool | Disposition = False
+    model_chooses: bool = False
+    queue: str | None = Field(None, min_length=1, max_length=200)
+    retries: int = Field(0, ge=0, le=100)
+    retry_seconds: float = Field(1.0, gt=0, le=3600)
+    max_concurrency: int | None = Field(None, ge=1)
+    concurrency_key: str | None = Field(None, pattern=LIMIT)
+    on_limit: OnLimit = "queue"
+    agent: str | None = None
+
+    @property
+    def disposition(self) -> Disposition:
+        """Where its calls are made, unless somebody says otherwise."""
+        if isinstance(self.background, str):
+            return self.background
+        return "deferred" if self.background else "foreground"
 
 
 def check_tools(agent: AbstractAgent[Any, Any]) -> None:
@@ -46,16 +80,25 @@ def check_tools(agent: AbstractAgent[Any, Any]) -> None:
         ConfigurationError: It is not valid; the message names the tool and the options.
     """
     for name, options in _options(agent):
-        try:
-            ToolOptions.model_validate(options)
-        except ValidationError as error:
-            wrong = sorted({str(part) for issue in error.errors() for part in issue["loc"][:1]})
-            what = f": {', '.join(wrong)} of it" if wrong else ""
-            raise ConfigurationError(f"The tool {name!r} has metadata 'durable' that is not valid{what}.") from error
+        read_options(name, options)
 
 
-def _options(agent: AbstractAgent[Any, Any]) -> Iterator[tuple[str, Any]]:
-    """The tools of an agent that have such an entry, with it."""
+def read_options(name: str, options: Any) -> ToolOptions:
+    """What a tool says.
+
+    Raises:
+        ConfigurationError: It is not valid; the message names the tool and the options.
+    """
+    try:
+        return ToolOptions.model_validate(options)
+    except ValidationError as error:
+        wrong = sorted({str(part) for issue in error.errors() for part in issue["loc"][:1]})
+        what = f": {', '.join(wrong)} of it" if wrong else ""
+        raise ConfigurationError(f"The tool {name!r} has metadata 'durable' that is not valid{what}.") from error
+
+
+def functions_of(agent: AbstractAgent[Any, Any]) -> dict[str, Tool[Any]]:
+    """The tools of an agent that are functions and are there by now."""
     found: list[FunctionToolset[Any]] = []
 
     def visit(toolset: AbstractToolset[Any]) -> None:
@@ -64,7 +107,11 @@ def _options(agent: AbstractAgent[Any, Any]) -> Iterator[tuple[str, Any]]:
 
     for toolset in agent.toolsets:
         toolset.apply(visit)
-    for functions in found:
-        for name, tool in functions.tools.items():
-            if MARK in (tool.metadata or {}):
-                yield name, (tool.metadata or {})[MARK]
+    return {name: tool for functions in found for name, tool in functions.tools.items()}
+
+
+def _options(agent: AbstractAgent[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """The tools of an agent that have such an entry, with it."""
+    for name, tool in functions_of(agent).items():
+        if MARK in (tool.metadata or {}):
+            yield name, (tool.metadata or {})[MARK]

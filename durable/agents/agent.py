@@ -19,6 +19,7 @@ from pydantic_ai.settings import ModelSettings
 from pydantic_ai.usage import UsageLimits
 
 from durable.agents.handle import RunHandle, RunResult
+from durable.agents.sub_agent import sub_agents
 from durable.backend import Backend
 from durable.chunks import Chunk
 from durable.chunks.base import Json
@@ -29,7 +30,7 @@ from durable.definition import (
     define,
 )
 from durable.errors import InvalidRequest
-from durable.runs import NewRun, OnBusy, RunRequest, check_policy
+from durable.runs import NewRun, OnBusy, RunRequest, check_policy, read_until_idle
 from durable.runs.record import OnBudget
 from durable.settings import Settings
 from durable.store import Store
@@ -44,7 +45,7 @@ class DurableAgent:
     """
 
     def __init__(self, definition: AgentDefinition, cache: Cache) -> None:
-        self.definition = definition
+        self.definition: AgentDefinition = definition
         self._cache = cache
         self._backends: WeakKeyDictionary[asyncio.AbstractEventLoop, Backend] = WeakKeyDictionary()
         self._memory = fakeredis.FakeServer(server_type="redis")
@@ -96,6 +97,8 @@ class DurableAgent:
         thread_id: str | None = None,
         resource_id: str | None = None,
         on_busy: OnBusy | None = None,
+        background: bool | None = None,
+        until_idle: bool | float | None = None,
     ) -> RunHandle:
         """Start a run and return at once. The run goes on whatever happens to the caller.
 
@@ -125,6 +128,10 @@ class DurableAgent:
             resource_id: Whose conversation that is. It has to be the same each time.
             on_busy: With a run of the conversation that has not ended: `queue` (default) waits for it, `reject`
                 refuses.
+            background: False: no tool call of the run is made in the background.
+            until_idle: The run goes on, under its own id, when its background tasks have ended, and ends when there is
+                nothing left to wait for. It waits for them for so many seconds in a row; 300 when True. Default: it
+                ends with its turn, and tasks that are left go on without it.
 
         Raises:
             InvalidRequest: The request is not of the right shape.
@@ -152,6 +159,8 @@ class DurableAgent:
                 thread_id=thread_id,
                 resource_id=resource_id,
                 on_busy=on_busy,
+                background=background,
+                max_idle=read_until_idle(until_idle),
             )
             request.to_json()
         except (ValidationError, ValueError) as error:
@@ -216,7 +225,8 @@ class DurableAgent:
     def _connect(self) -> Backend:
         settings, in_memory = self._settings()
         store = Store.in_memory(self._memory, prefix=settings.prefix) if in_memory else Store.of(settings)
-        return Backend(store, settings, {self.name: self.definition}, celery=False)
+        definitions = {known.name: known for known in (self.definition, *sub_agents(self.definition.agent))}
+        return Backend(store, settings, definitions, celery=False)
 
     def _settings(self) -> tuple[Settings, bool]:
         """The settings, and whether the store is in memory."""

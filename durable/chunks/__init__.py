@@ -3,6 +3,26 @@
 Names and payloads are those of Mastra's agent streams, so that its clients can read them.
 """
 
+from durable.chunks.background import (
+    BackgroundTaskCancelled,
+    BackgroundTaskCompleted,
+    BackgroundTaskFailed,
+    BackgroundTaskOutput,
+    BackgroundTaskProgress,
+    BackgroundTaskResumed,
+    BackgroundTaskRunning,
+    BackgroundTaskStarted,
+    BackgroundTaskSuspended,
+    TaskCancelledPayload,
+    TaskCompletedPayload,
+    TaskError,
+    TaskFailedPayload,
+    TaskOutputPayload,
+    TaskPayload,
+    TaskProgressPayload,
+    TaskRunningPayload,
+    TaskSuspendedPayload,
+)
 from durable.chunks.base import Chunk, ErrorInfo, FinishReason, Issue, Json, Origin, StepResult, Usage, Wire
 from durable.chunks.codec import KNOWN_TYPES, UnknownChunk, encode_body, from_wire, parse
 from durable.chunks.completion import (
@@ -97,6 +117,24 @@ __all__ = [
     "BudgetRaisedPayload",
     "BudgetReached",
     "BudgetReachedPayload",
+    "BackgroundTaskCancelled",
+    "BackgroundTaskCompleted",
+    "BackgroundTaskFailed",
+    "BackgroundTaskOutput",
+    "BackgroundTaskProgress",
+    "BackgroundTaskResumed",
+    "BackgroundTaskRunning",
+    "BackgroundTaskStarted",
+    "BackgroundTaskSuspended",
+    "TaskCancelledPayload",
+    "TaskCompletedPayload",
+    "TaskError",
+    "TaskFailedPayload",
+    "TaskOutputPayload",
+    "TaskPayload",
+    "TaskProgressPayload",
+    "TaskRunningPayload",
+    "TaskSuspendedPayload",
     "Chunk",
     "Error",
     "ErrorInfo",

@@ -6,6 +6,17 @@ from typing import get_args
 
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
+from durable.chunks.background import (
+    BackgroundTaskCancelled,
+    BackgroundTaskCompleted,
+    BackgroundTaskFailed,
+    BackgroundTaskOutput,
+    BackgroundTaskProgress,
+    BackgroundTaskResumed,
+    BackgroundTaskRunning,
+    BackgroundTaskStarted,
+    BackgroundTaskSuspended,
+)
 from durable.chunks.base import Chunk, Json
 from durable.chunks.completion import GoalChunk, IsTaskComplete, TripwireChunk
 from durable.chunks.lifecycle import Abort, BudgetRaised, BudgetReached, Error, Finish, Start, StepFinish, StepStart
@@ -50,6 +61,9 @@ _KNOWN = (
     | ToolCallApproval | ToolCallSuspended | ToolCallDecided | ToolOutputDenied
     | Source | File
     | TripwireChunk | IsTaskComplete | GoalChunk
+    | BackgroundTaskStarted | BackgroundTaskRunning | BackgroundTaskProgress | BackgroundTaskOutput
+    | BackgroundTaskCompleted | BackgroundTaskFailed | BackgroundTaskCancelled
+    | BackgroundTaskSuspended | BackgroundTaskResumed
 )  # fmt: skip
 
 KNOWN_TYPES: dict[str, type[Chunk]] = {cls.model_fields["type"].default: cls for cls in get_args(_KNOWN)}

@@ -23,7 +23,7 @@ from durable.store import text
 from durable.suspension import Kind, OnExpiry
 from durable.views import DecisionView, InboxCall, PendingCall
 
-Verb = Literal["approve", "decline", "resume", "fail"]
+Verb = Literal["approve", "decline", "resume", "fail", "outcome"]
 _VERBS: Final[dict[str, tuple[Verb, ...]]] = {
     "approval": ("approve", "decline"),
     "resume": ("resume", "decline"),
@@ -40,7 +40,8 @@ class Answer(Wire):
 
     Attributes:
         kind: `approve` and `decline` a call that waits for approval; `resume` gives a call the data that it waits for,
-            or is the result of one that is executed outside. `fail` is what a deadline may do.
+            or is the result of one that is executed outside. `fail` is what a deadline may do; `outcome` is what a
+            background task came to.
         args: With `approve`: arguments to use in place of the model's.
         reason: With `decline`: why, for the model.
         data: With `resume`.

@@ -11,14 +11,18 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from enum import StrEnum
+from functools import partial
 from typing import Any, Final
 from uuid import uuid4
 
 import orjson
 from pydantic_ai.exceptions import RunCancelled
+from pydantic_core import to_json
 
+from durable import ledger
 from durable.chunks import (
     AbortPayload,
+    BackgroundTaskProgress,
     BudgetReached,
     BudgetReachedPayload,
     Chunk,
@@ -28,17 +32,23 @@ from durable.chunks import (
     FinishReason,
     Start,
     StartPayload,
+    TaskProgressPayload,
 )
+from durable.chunks.base import Json
+from durable.client.backoff import Backoff, Tries
 from durable.definition import AgentDefinition, RunInfo
 from durable.errors import LeaseLost
 from durable.execution.budget import Budget, BudgetSpent
+from durable.execution.delegation import Delegation, Submit
 from durable.execution.dependencies import dependencies
 from durable.execution.failures import describe, places
 from durable.execution.lookout import Lookout
+from durable.execution.mirror import Mirror
+from durable.execution.recording import Again
 from durable.execution.retrying import Postponement, postponement
 from durable.execution.start import StartPoint
 from durable.execution.turn import MISSING, Turn, TurnEnd, last_text
-from durable.execution.waits import ReadAnswers
+from durable.execution.waits import ReadAnswers, Waits
 from durable.outputs import output_fields
 from durable.probes import Point, Probe, silent
 from durable.runs import BUDGET_REACHED, RunRecord, RunRequest, cancelled_chunks
@@ -58,6 +68,8 @@ EXHAUSTED = ErrorInfo(
 )
 
 STEP_TIMEOUT = ErrorInfo(code="step_timeout", message="A step took longer than its time limit.")
+LONGEST_PAUSE: Final = 30.0
+"""Seconds, before a background task is made again."""
 UNREADABLE = ErrorInfo(code="run_unreadable", message="What is stored of this run can't be read by this version.")
 
 
@@ -104,6 +116,9 @@ class Attempt:
         asked: Tells what was said when the run was cancelled.
         read_answers: Reads what was answered to tool calls that wait.
         suspend: Lets the run wait, and tells so, unless there are more answers than those that were seen.
+        submit: Starts a run of its own for a call of this one.
+        waiting: Tells which calls of the run wait, as callers see them.
+        mirror: Tells the run that has started this one.
         hopeless: Why the run can only fail.
         threads: Where guardrails, scorers and judges are called that are not asynchronous.
         probe: Passed at each point.
@@ -126,6 +141,9 @@ class Attempt:
         asked: Callable[[], Awaitable[AbortPayload]],
         read_answers: ReadAnswers,
         suspend: Callable[[int, Mapping[str, Arg], Sequence[Chunk]], Awaitable[str]],
+        submit: Submit,
+        waiting: Callable[[], Awaitable[list[Json]]],
+        mirror: Mirror | None = None,
         hopeless: ErrorInfo | None = None,
         threads: Executor | None = None,
         probe: Probe = silent,
@@ -151,8 +169,24 @@ class Attempt:
             on_time=lambda: self.stop(Stop.OUT_OF_TIME),
             on_step=lambda: self.stop(Stop.STEP_TIMEOUT),
         )
+        self._waiting = waiting
+        self._mirror = mirror
+        self._max_idle = request.max_idle
+        self._call = request.tool_call
         self._turn = Turn(
-            definition, request, start, writer, settings, self._boundary, read_answers, self._budget, threads, probe
+            definition,
+            request,
+            start,
+            writer,
+            settings,
+            self._boundary,
+            read_answers,
+            self._budget,
+            partial(self._delegation, request, start, submit),
+            0 if self._call is None else self._call.retries - record.retries_used,
+            (lambda _: None) if mirror is None else mirror.hear,
+            threads,
+            probe,
         )
         self.lookout = Lookout(self._look)
         self._task: asyncio.Task[Outcome] | None = None
@@ -160,6 +194,21 @@ class Attempt:
         self._closing = False
         self._stopped_by: Stop | None = None
         self._yielding = False
+
+    def _delegation(
+        self, request: RunRequest, start: StartPoint, submit: Submit, waits: Waits, told: Sequence[str]
+    ) -> Delegation:
+        return Delegation(
+            self._definition,
+            self._record,
+            request,
+            self._settings,
+            self._writer,
+            start.ledger,
+            waits,
+            told,
+            submit,
+        )
 
     def start(self) -> asyncio.Task[Outcome]:
         """Begin, as a task of its own."""
@@ -178,6 +227,11 @@ class Attempt:
         self._stopped_by = why
         if self._task is not None and self._begun and not self._closing:
             self._task.cancel()
+
+    @property
+    def has_parent(self) -> bool:
+        """Whether another run has started this one."""
+        return self._mirror is not None
 
     def yield_soon(self) -> None:
         """Hand the run back between two steps, where nothing is torn."""
@@ -217,7 +271,9 @@ class Attempt:
             case HandOver():
                 return await self._hand_over()
             case RunSuspended():
-                return await self._suspend({"reason": raised.reason})
+                return await self._wait(raised)
+            case Again():
+                return await self._try_again(raised)
             case BudgetSpent():
                 return await self._spent(raised.reached)
             case RunCancelled():
@@ -236,11 +292,34 @@ class Attempt:
             return await self._hand_over(Outcome.POSTPONED)
         return await self._settle(self._failed(describe(reason)))
 
+    async def _try_again(self, raised: Again) -> Outcome:
+        """Put off a background task whose tool has raised."""
+        kind, call, used = type(raised.__cause__).__name__, self._call, self._record.retries_used
+        seconds = 1.0 if call is None else call.retry_seconds
+        pause = Tries(Backoff(first=seconds, cap=LONGEST_PAUSE, patience=None), failures=used).pause()
+        name = "" if call is None else call.tool_name
+        error = ErrorInfo(code="tool_failed", message=f"The tool {name!r} raised {kind}.", name=kind)
+        self.postponed = Postponement(pause or 0.0, error, used + 1)
+        return await self._hand_over(Outcome.POSTPONED)
+
+    async def _wait(self, raised: RunSuspended) -> Outcome:
+        """Wait for somebody outside, or for a background task."""
+        fields: dict[str, Arg] = {"reason": raised.reason}
+        chunks: list[Chunk] = []
+        if raised.turn_ended:
+            tasks = self._turn.delegation.outstanding
+            payload = TaskProgressPayload(task_ids=tasks, running_count=len(tasks), elapsed_ms=0)
+            chunks = [*self._turn.turn_ended(), BackgroundTaskProgress(payload=payload)]
+            fields["idleMs"] = int((self._max_idle or 0) * 1000)
+        return await self._suspend(fields, *chunks)
+
     async def _execute(self) -> Outcome:
         if self._record.cancel_requested:
             return await self._settle(await self._cancelled())
         if self._writer.lease.last_seq == 0:
             self._writer.write(Start(payload=StartPayload(id=self._definition.name, message_id=str(uuid4()))))
+        if self._mirror is not None:
+            await self._announce(self._mirror)
         if self._hopeless is not None:
             return await self._settle(self._failed(self._hopeless))
         if (reached := self._budget.reached(tokens=0)) is not None:
@@ -251,6 +330,12 @@ class Attempt:
             end = await self._turn.run(info, deps)
         self._close()
         return await self._settle(self._completed(end))
+
+    async def _announce(self, mirror: Mirror) -> None:
+        """Tell the run that has started this one that it is executed."""
+        fields = self._record.fields
+        if "mirrored" not in fields or "wasSuspended" in fields:
+            await mirror.tell(mirror.report.running(again="wasSuspended" in fields))
 
     def _close(self) -> None:
         """From now on only how the attempt ends is written."""
@@ -302,6 +387,10 @@ class Attempt:
         """Give the run up until somebody answers; go on at once if somebody just has."""
         await self._writer.flush()
         usage = usage_of(self._turn.usage).model_dump_json(by_alias=True, exclude_none=True)
+        if self._mirror is not None:
+            await self._mirror.flush()
+            told = self._mirror.report.suspended(await self._waiting())
+            fields = {**fields, **told, "wasSuspended": "1"}
         self._probe(Point.SUSPEND_BEFORE)
         verdict = await self._suspend_run(
             self._turn.waits.judged, {**fields, "usage": usage, **self._said(whole=True)}, chunks
@@ -330,11 +419,36 @@ class Attempt:
             case _:
                 return await self._hand_over()
 
+    def _made(self, outcome: ledger.Outcome) -> tuple[Ending, list[Chunk]]:
+        """The end of a background task: its call has come to something."""
+        told = outcome.retry or outcome.failed or outcome.denied
+        if outcome.raised is not None or told is not None:
+            code = self._turn.record.codes.get(self._call.tool_call_id) if self._call is not None else None
+            default = "tool_denied" if outcome.denied is not None else "tool_failed"
+            message = told if told is not None else outcome.raised.message if outcome.raised is not None else ""
+            return self._failed(ErrorInfo(code=code or default, message=message), outcome)
+        value = to_json_value(getattr(outcome.value, "return_value", outcome.value))
+        finish = self._turn.translator.finish(reason="stop", usage=self._turn.usage, text="", output=value)
+        fields = {"output": to_json(value), **self._report(outcome)}
+        return self._ending(Outcome.COMPLETED, fields), [finish.model_copy(update={"final": True})]
+
+    def _report(self, outcome: ledger.Outcome | None, error: ErrorInfo | None = None) -> dict[str, bytes]:
+        """What the run that has started this one is told of its end, as fields of the record."""
+        if self._mirror is None:
+            return {}
+        report, usage = self._mirror.report, usage_of(self._turn.usage)
+        if error is not None:
+            return report.failed(error, outcome, usage)
+        return report.cancelled(usage) if outcome is None else report.completed(outcome, usage)
+
     def _completed(self, end: TurnEnd, *, withheld: bool = False) -> tuple[Ending, list[Chunk]]:
+        if isinstance(end.output, ledger.Outcome):
+            return self._made(end.output)
         text, extra = "" if withheld else last_text(self._turn.messages), {}
         fields: dict[str, bytes | str] = {} if end.reason is None else {"reason": end.reason}
         if end.tripped is not None:
             fields = {"reason": "tripwire", "tripwire": orjson.dumps(end.tripped.told)}
+            fields.update(self._report(ledger.Outcome(failed="A guardrail has stopped it.")))
             return self._ending(Outcome.COMPLETED, fields), [self._last("tripwire")]
         budget = None if end.budget is None else end.budget.budget
         if end.limited or budget is not None:
@@ -349,15 +463,17 @@ class Attempt:
         finish = self._turn.translator.finish(
             usage=self._turn.usage, text=text, max_steps_reached=end.limited, budget_reached=budget, **extra
         )
+        fields.update(self._report(ledger.Outcome(value=to_json_value(extra.get("output", text)))))
         return self._ending(Outcome.COMPLETED, fields), [finish.model_copy(update={"final": True})]
 
-    def _failed(self, error: ErrorInfo) -> tuple[Ending, list[Chunk]]:
+    def _failed(self, error: ErrorInfo, outcome: ledger.Outcome | None = None) -> tuple[Ending, list[Chunk]]:
         chunks: list[Chunk] = [Error(payload=ErrorPayload(error=error)), self._last("error")]
-        return self._ending(Outcome.FAILED, {"error": error.model_dump_json(exclude_none=True)}), chunks
+        fields = {"error": error.model_dump_json(exclude_none=True), **self._report(outcome, error)}
+        return self._ending(Outcome.FAILED, fields), chunks
 
     async def _cancelled(self) -> tuple[Ending, list[Chunk]]:
         abort, _ = cancelled_chunks(await self._asked())
-        return self._ending(Outcome.CANCELLED, {}), [abort, self._last("abort")]
+        return self._ending(Outcome.CANCELLED, self._report(None)), [abort, self._last("abort")]
 
     def _last(self, reason: FinishReason) -> Chunk:
         finish = self._turn.translator.finish(reason=reason, usage=self._turn.usage, text="")
@@ -385,6 +501,8 @@ class Attempt:
     async def _settle(self, end: tuple[Ending, list[Chunk]]) -> Outcome:
         """Write the end of the run. A cancel that came before wins over completing and failing."""
         ending, chunks = end
+        if self._mirror is not None:
+            await self._mirror.flush()
         try:
             if await self._writer.finish(ending, *chunks):
                 return Outcome(ending.status)

@@ -19,6 +19,7 @@ from pydantic_ai import Agent
 
 from durable.appender import Appender
 from durable.chunks import AbortPayload, ErrorInfo
+from durable.chunks.base import Json
 from durable.conversation import Conversation
 from durable.decisions import Decisions
 from durable.definition import AgentDefinition
@@ -26,12 +27,14 @@ from durable.errors import DurableError, StoreUnavailable
 from durable.execution.attempt import ENDS, EXHAUSTED, UNREADABLE, Attempt, Outcome, Stop
 from durable.execution.failures import places
 from durable.execution.isolation import PATIENCE, Isolation
+from durable.execution.mirror import Mirror
 from durable.execution.retrying import Postponement
 from durable.execution.start import StartPoint
 from durable.execution.threads import ToolThreads
 from durable.leases import ALONE, Lease, LeaseKeeper, Refusal, claim, release, suspend
 from durable.probes import Point, Probe, silent
-from durable.runs import WAKE_GRACE, RunRecord, RunRequest, Runs
+from durable.runs import WAKE_GRACE, NewRun, RunRecord, RunRequest, Runs
+from durable.runs.reports import Report
 from durable.settings import Settings
 from durable.store import UNAVAILABLE, Store, close_pubsub, text
 from durable.threads import given
@@ -204,6 +207,8 @@ class Engine:
             await self._postpone(lease, attempt.postponed)
         elif outcome in ENDS and attempt is not None and attempt.thread_id is not None:
             await self._wake_next(attempt.thread_id)
+        if attempt is not None and attempt.has_parent:
+            await self._wake_woken()
         log.info("run %s, attempt %d: %s", run_id, lease.token, outcome)
         return outcome
 
@@ -265,6 +270,9 @@ class Engine:
             asked=partial(self._asked, lease.run_id),
             read_answers=partial(self._decisions.answers, lease.run_id),
             suspend=partial(suspend, self._store, lease),
+            submit=self._submit,
+            waiting=partial(self._waiting, lease.run_id),
+            mirror=None if record.parent_run_id is None else Mirror(self._store, lease, Report(record, _args(request))),
             threads=threads,
             probe=self._probe,
         )
@@ -300,13 +308,29 @@ class Engine:
         hopeless = EXHAUSTED if lease.claims > self._settings.max_attempts else None
         try:
             request = await self._runs.request(record.run_id)
-            start = await StartPoint.load(self._store, self._runs, record, await given(self._runs, record, request))
+            conversation = await given(self._runs, record, request)
+            start = await StartPoint.load(self._store, self._runs, record, conversation, request.tool_call)
         except StoreUnavailable:
             raise
         except Exception as error:  # noqa: BLE001 - what is stored can't be read: the run ends, instead of waiting for ever
             log.warning("run %s can't be loaded: %s at %s", record.run_id, type(error).__name__, places(error))
             return RunRequest(), StartPoint(Conversation(None, [], None)), hopeless or UNREADABLE
         return request, start, hopeless
+
+    async def _submit(self, new: NewRun) -> RunRecord:
+        """Create a run that another one starts, and wake somebody who executes it."""
+        record, created = await self._runs.create(new)
+        if created:
+            await self._wake(record)
+        return record
+
+    async def _waiting(self, run_id: str) -> list[Json]:
+        """The calls of a run that wait, as callers see them; none when nobody says."""
+        try:
+            [calls] = await self._decisions.calls([run_id])
+        except (DurableError, ValueError):
+            return []
+        return [call.pending().model_dump(mode="json", by_alias=True) for call in calls if call.answer is None]
 
     async def _asked(self, run_id: str) -> AbortPayload:
         """What was said when a run was cancelled; nothing when nobody says."""
@@ -342,6 +366,16 @@ class Engine:
             self._probe(Point.RELEASE_AFTER)
         except DurableError as error:
             log.warning("run %s could not be put off: %s", lease.run_id, error.code)
+
+    async def _wake_woken(self) -> None:
+        """Wake the runs that scripts have woken meanwhile. If that fails, the sweeper does."""
+        try:
+            async with self._store.guard():
+                found = await self._store.redis.lpop(self._store.keys.woken, 20)
+            for run_id in found or []:
+                await self._wake(await self._runs.get(text(run_id)))
+        except DurableError as error:
+            log.warning("runs that wait for others could not be woken: %s", error.code)
 
     async def _wake_next(self, thread_id: str) -> None:
         """Wake the run that the end of another has let begin. If that fails, the sweeper does."""
@@ -396,3 +430,8 @@ class Engine:
                 self.cancel(run_id)
             elif attempt is not None and int(decisions or 0) > attempt.seen:
                 attempt.lookout.look_soon()
+
+
+def _args(request: RunRequest) -> Json:
+    """What the call is made with for which a run was started."""
+    return request.tool_call.args if request.tool_call is not None else {"prompt": request.prompt}

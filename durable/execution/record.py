@@ -8,7 +8,16 @@ from typing import Any
 from pydantic_ai.messages import ToolReturnPart
 
 from durable import ledger
-from durable.chunks import Approval, Chunk, ErrorInfo, ToolError, ToolErrorPayload, ToolResult
+from durable.chunks import (
+    Approval,
+    BackgroundTaskStarted,
+    Chunk,
+    ErrorInfo,
+    TaskPayload,
+    ToolError,
+    ToolErrorPayload,
+    ToolResult,
+)
 from durable.chunks.base import Json
 from durable.errors import ToolResultInvalid
 from durable.execution.failures import ToolFailure
@@ -30,6 +39,8 @@ class CallRecord:
     Attributes:
         step: The step that is under way, from 1; 0 before the first.
         advanced: Whether this attempt has got the run on, by an outcome or otherwise.
+        came_to: What each call of this step has come to, as the tool ended it.
+        codes: The codes of the failures that were recorded.
     """
 
     def __init__(
@@ -42,6 +53,8 @@ class CallRecord:
     ) -> None:
         self.step = 0
         self.advanced = False
+        self.came_to: dict[str, ledger.Outcome] = {}
+        self.codes: dict[str, str] = {}
         self._writer = writer
         self._translator = translator
         self._entries = entries
@@ -96,12 +109,31 @@ class CallRecord:
             chunk.payload.approval = approval
         self._record(tool_call_id, round_, chunk, entry)
 
+    async def again(self, tool_call_id: str, round_: int) -> None:
+        """A call raised, and is to be made again: it counts as never started."""
+        self._writer.note(Note(field=ledger.key(self.step, tool_call_id, round_), value=ledger.AGAIN, progress=False))
+        await self._writer.flush()
+
+    async def delegated(self, tool_call_id: str, round_: int, task: ledger.Task, outcome: ledger.Outcome) -> str:
+        """Record that a background task makes a call, with the chunk that tells of it. Returns the call's name in the
+        ledger."""
+        field = ledger.key(self.step, tool_call_id, round_)
+        payload = TaskPayload(task_id=task.id, tool_name=task.tool, tool_call_id=tool_call_id)
+        if outcome.task is not None:
+            self._translator.recorded(tool_call_id)  # its result is told when it comes
+        note = Note(field=field, value=ledger.encode(outcome))
+        self._writer.write(BackgroundTaskStarted(payload=payload), note)
+        self.advanced = True
+        await self._writer.flush()
+        return field
+
     def denied(self, tool_call_id: str) -> None:
         """The log has the end of a call that was declined."""
         self._translator.recorded(tool_call_id)
 
     def failed(self, tool_call_id: str, round_: int, failure: ToolFailure, entry: bytes) -> None:
         """Record that a tool raised, or that nobody knows what it did."""
+        self.codes[tool_call_id] = failure.code
         name = type(failure.__cause__).__name__ if failure.__cause__ else None
         error = ErrorInfo(code=failure.code, message=failure.message)
         payload = ToolErrorPayload(

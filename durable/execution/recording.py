@@ -28,15 +28,18 @@ from pydantic_ai.toolsets import ToolsetTool, WrapperToolset
 from durable import ledger
 from durable.chunks.base import Json
 from durable.decisions import Answer
-from durable.errors import DecisionExpired, DurableError, ToolResultInvalid
+from durable.errors import DecisionExpired, DurableError, LimitReached, ToolResultInvalid
 from durable.execution.aside import Asides
+from durable.execution.choice import CHOICE, choosable
 from durable.execution.corrections import AnswerRefused, check_data, edited, issues_of
+from durable.execution.delegation import Delegation
 from durable.execution.failures import ToolFailure, places
 from durable.execution.patience import ToolTimedOut, Voice, timeout_of
 from durable.execution.record import CallRecord
 from durable.execution.waits import DECLINED, Waits, options_of, others_decide, tag
+from durable.runs import ToolCallRequest
 from durable.suspension import Suspension, read_deferral
-from durable.tool_options import OnToolError
+from durable.tool_options import Disposition, OnToolError, ToolOptions, read_options
 from durable.tools import CALL, ToolContext
 
 log = logging.getLogger(__name__)
@@ -68,6 +71,7 @@ class _Call:
         expired: Whether nobody has given any in time.
         asked: What it waited for, if that was data.
         again: What it waits for now, as the last answer was none.
+        chosen: Where the model wants it to be made.
     """
 
     id: str
@@ -82,6 +86,11 @@ class _Call:
     expired: bool = False
     asked: Suspension | None = None
     again: Suspension | None = None
+    chosen: Disposition | None = None
+
+
+class Again(BaseException):
+    """Raised out of a background task whose tool has raised, and which is made again later. No hook may heal it."""
 
 
 @dataclass
@@ -96,6 +105,9 @@ class RecordingToolset(WrapperToolset[Any]):
     max_result_bytes: int
     entered: Callable[[RunContext[Any]], None]
     needs_approval: ApprovalCheck
+    delegation: Delegation
+    again: Callable[[BaseException], bool]
+    task: ToolCallRequest | None = None
     kinds: dict[str, str] = field(default_factory=dict)
 
     async def get_tools(self, ctx: RunContext[Any]) -> dict[str, ToolsetTool[Any]]:
@@ -105,14 +117,15 @@ class RecordingToolset(WrapperToolset[Any]):
         tools = await self.wrapped.get_tools(ctx)
         for name, tool in tools.items():
             self.kinds[name] = tool.tool_def.kind
-        return {name: _callable(tool) for name, tool in tools.items()}
+        return {name: choosable(_callable(tool)) for name, tool in tools.items()}
 
     async def call_tool(
         self, name: str, tool_args: dict[str, Any], ctx: RunContext[Any], tool: ToolsetTool[Any]
     ) -> Any:
         """Call the tool, or replay what it did."""
+        chosen = tool_args.pop(CHOICE, None)
         with self.waits.busy():
-            return await self._call(_Call(ctx.tool_call_id or name, name, tool_args, ctx, tool))
+            return await self._call(_Call(ctx.tool_call_id or name, name, tool_args, ctx, tool, chosen=chosen))
 
     async def _call(self, call: _Call) -> Any:
         approved_before = call.ctx.tool_call_approved
@@ -128,7 +141,7 @@ class RecordingToolset(WrapperToolset[Any]):
             call.round += 1
             decided = None if answer is None else await self._apply(call, waits, answer)
             if decided is not None:
-                return decided.replay()
+                return self._return(call, decided)
 
     async def _outcome(self, call: _Call) -> ledger.Outcome:
         """What the call did in this round: by the ledger, or by doing it."""
@@ -140,10 +153,11 @@ class RecordingToolset(WrapperToolset[Any]):
             if outcome.suspended is not None and not outcome.suspended.announced and not self._eager(call):
                 self.waits.leave(call.id, call.round, outcome)
             return outcome
-        suspension = await self._waits_for(call, interrupted=entry is not None) or call.again
-        if suspension is None:
-            return await self._execute(call)
-        return await self._suspend(call, suspension)
+        interrupted = entry is not None and entry != ledger.AGAIN
+        suspension = await self._waits_for(call, interrupted=interrupted) or call.again
+        if suspension is not None:
+            return await self._suspend(call, suspension)
+        return await self._delegate(call) or await self._execute(call)
 
     async def _waits_for(self, call: _Call, *, interrupted: bool) -> Suspension | None:
         """What the call has to wait for before its body may run."""
@@ -161,18 +175,54 @@ class RecordingToolset(WrapperToolset[Any]):
             return None
         if self.kinds.get(call.name) == "external":
             return read_deferral(CallDeferred(), options)
-        if call.ctx.tool_call_approved:
-            return None
+        if call.ctx.tool_call_approved or self.task is not None:
+            return None  # that it may be made was settled before its task was started
         if self.kinds.get(call.name) == "unapproved" or await self.needs_approval(
             call.ctx, call.tool.tool_def, call.args
         ):
             return read_deferral(ApprovalRequired(), options)
         return None
 
+    async def _delegate(self, call: _Call) -> ledger.Outcome | None:
+        """Have the call made in the background; None when it is made here."""
+        options = read_options(call.name, options_of(call.tool.tool_def))
+        disposition = self.delegation.disposition(call.name, options, call.chosen)
+        if disposition == "foreground" or self.kinds.get(call.name) == "external":
+            return None
+        try:
+            task = await self.delegation.start(
+                self.record.step, call.round, self._asked(call, options), options, disposition
+            )
+        except LimitReached as error:
+            if options.on_limit == "foreground":
+                return None
+            outcome = ledger.Outcome(failed=error.message)
+            self.record.ended(call.id, call.round, call.name, outcome, ledger.encode(outcome), None)
+            return outcome
+        outcome = self.delegation.as_outcome(task, call.name, disposition)
+        field = await self.record.delegated(call.id, call.round, ledger.Task(task, call.name), outcome)
+        if outcome.task is not None:
+            self.delegation.started(field, outcome.task)
+        return outcome
+
+    def _asked(self, call: _Call, options: ToolOptions) -> ToolCallRequest:
+        """The call, as its task is asked for it: with the arguments as they were given, not as they were read."""
+        edited = call.answer.args if call.answer is not None else None
+        args = self.waits.args(call.id) if edited is None else edited
+        return ToolCallRequest(
+            tool_name=call.name,
+            tool_call_id=call.id,
+            args={name: value for name, value in (args or {}).items() if name != CHOICE},
+            approved=bool(call.ctx.tool_call_approved),
+            retries=options.retries,
+            retry_seconds=options.retry_seconds,
+        )
+
     async def _execute(self, call: _Call) -> ledger.Outcome:
         timeout = timeout_of(options_of(call.tool.tool_def))
         await self.record.started(call.id, call.round)
-        aside, did = self.asides.begin(call.ctx), None
+        allowed = self.task is not None and self.task.approved
+        aside, did = self.asides.begin(replace(call.ctx, tool_call_approved=True) if allowed else call.ctx), None
         context = self.context(call.id, call.name)
         voice = Voice(context.write)
         context = replace(context, resumed=call.resumed, resume=call.data, expired=call.expired, write=voice)
@@ -192,6 +242,9 @@ class RecordingToolset(WrapperToolset[Any]):
                 raise
             if call.asked is not None and isinstance(error, ValidationError) and error in context.refused:
                 return await self._suspend(call, call.asked.again(issues_of(error, "data")), did)
+            if self.again(error):
+                await self.record.again(call.id, call.round)
+                raise Again from error
             self._failed(call, error, did)
         finally:
             CALL.reset(token)
@@ -214,6 +267,7 @@ class RecordingToolset(WrapperToolset[Any]):
         return self.waits.asked or not others_decide(getattr(call.ctx, "root_capability", None))
 
     def _return(self, call: _Call, outcome: ledger.Outcome) -> Any:
+        self.record.came_to[call.id] = outcome
         if outcome.raised is not None:
             raise self._failed_before(call, outcome.raised, outcome.aside)
         return outcome.replay()
@@ -226,6 +280,8 @@ class RecordingToolset(WrapperToolset[Any]):
         if answer.kind == "decline":
             self.record.denied(call.id)
             return ledger.Outcome(denied=answer.reason or DECLINED)
+        if answer.kind == "outcome":
+            return self._come_to(call, answer)
         if waits.kind == "external":
             return self._deliver(call, answer.data)
         try:
@@ -235,6 +291,21 @@ class RecordingToolset(WrapperToolset[Any]):
         except (ApprovalRequired, CallDeferred) as deferral:
             call.again = read_deferral(deferral, options_of(call.tool.tool_def))
         return None
+
+    def _come_to(self, call: _Call, answer: Answer) -> ledger.Outcome:
+        """What the call's background task came to."""
+        outcome, used = self.delegation.come_to(answer)
+        self.asides.replay(call.ctx, used)
+        raised, told = outcome.raised, options_of(call.tool.tool_def).get("on_tool_error", self.on_tool_error)
+        if raised is not None and told == "continue":
+            outcome = ledger.Outcome(failed=raised.message)
+        if self.record.known(call.id, call.round) is None:
+            if raised is None:
+                self.record.ended(call.id, call.round, call.name, outcome, ledger.encode(outcome), None)
+            else:
+                failure = ToolFailure(call.name, raised.code, raised.message, raised.name)
+                self.record.failed(call.id, call.round, failure, ledger.encode(outcome))
+        return outcome
 
     def _deliver(self, call: _Call, data: Any) -> ledger.Outcome:
         """The result of a call that was executed elsewhere."""
@@ -267,8 +338,8 @@ class RecordingToolset(WrapperToolset[Any]):
         log.warning("tool %s raised %s at %s", name, kind, places(error))
         told = isinstance(error, ToolTimedOut)
         if told or options_of(call.tool.tool_def).get("on_tool_error", self.on_tool_error) == "continue":
-            entry = ledger.encode(ledger.Outcome(failed=failure.message, aside=aside))
-            self.record.failed(call.id, call.round, failure, entry)
+            outcome = self.record.came_to[call.id] = ledger.Outcome(failed=failure.message, aside=aside)
+            self.record.failed(call.id, call.round, failure, ledger.encode(outcome))
             raise ToolFailed(failure.message) from error
         passed_on = isinstance(error, Exception) and not isinstance(error, ToolResultInvalid)
         raised = ledger.Raised(failure.code, failure.message, kind)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, ToolCallPart
+from pydantic_ai.usage import RunUsage
+
 from durable import checkpoint
 from durable.checkpoint import Progress
 from durable.conversation import Conversation
 from durable.execution.tail import Tail
-from durable.runs import RunRecord, Runs
+from durable.runs import RunRecord, Runs, ToolCallRequest
 from durable.store import Store
 
 
@@ -33,8 +36,17 @@ class StartPoint:
     taken_from: str | None = None
 
     @classmethod
-    async def load(cls, store: Store, runs: Runs, record: RunRecord, conversation: Conversation) -> StartPoint:
+    async def load(
+        cls, store: Store, runs: Runs, record: RunRecord, conversation: Conversation, call: ToolCallRequest | None
+    ) -> StartPoint:
         """Read what is stored of a claimed run.
+
+        Args:
+            store: Where it is.
+            runs: The runs of the deployment.
+            record: The run.
+            conversation: What it was given.
+            call: The tool call that it makes, if it is a background task: it starts where a model has made that call.
 
         Raises:
             StoreUnavailable: Redis does not answer.
@@ -43,7 +55,7 @@ class StartPoint:
         seq = record.checkpoint_seq
         return cls(
             conversation,
-            checkpoint.decode(conversation.history, entries, seq),
+            checkpoint.decode(conversation.history, entries, seq) if call is None else _called(record.run_id, call),
             await runs.ledger(record.run_id) if entries or record.last_seq else {},
             await Tail.read(store, record.run_id, seq, record.last_seq) if record.last_seq > seq else Tail(),
             record.decisions,
@@ -59,3 +71,10 @@ class StartPoint:
         """
         begun = self.progress is not None and self.progress.steps == step
         return self.taken_from if begun and self.taken_from is not None else run_id
+
+
+def _called(run_id: str, call: ToolCallRequest) -> Progress:
+    """What a checkpoint would have where a model has made one call."""
+    part = ToolCallPart(call.tool_name, call.args, call.tool_call_id)
+    messages: list[ModelMessage] = [ModelRequest(parts=[]), ModelResponse(parts=[part])]
+    return Progress(messages=messages, before=RunUsage(), usage=RunUsage(), steps=1, message_id=run_id)

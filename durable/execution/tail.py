@@ -10,7 +10,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from durable.chunks import Chunk, StepFinish, StepStart, ToolCall, ToolError, ToolResult, VoidRange
+from durable.chunks import (
+    BackgroundTaskStarted,
+    Chunk,
+    StepFinish,
+    StepStart,
+    ToolCall,
+    ToolError,
+    ToolResult,
+    VoidRange,
+)
 from durable.journal import read
 from durable.store import Store
 
@@ -47,7 +56,7 @@ class Tail:
                     break
                 case ToolCall():
                     tail.called.add(chunk.payload.tool_call_id)
-                case ToolResult() | ToolError():
+                case ToolResult() | ToolError() | BackgroundTaskStarted():
                     tail.settled.add(chunk.payload.tool_call_id)
                 case StepFinish():
                     tail.step_finished = True

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -23,9 +24,12 @@ from pydantic_ai.messages import (
     ModelMessage,
     ModelRequest,
     ModelResponse,
+    RetryPromptPart,
+    ToolReturnPart,
     UserPromptPart,
 )
 from pydantic_ai.run import AgentRun
+from pydantic_ai.tools import DeferredToolRequests
 from pydantic_ai.usage import RunUsage
 from pydantic_graph import End
 
@@ -37,10 +41,13 @@ from durable.chunks import (
     VoidRange,
 )
 from durable.definition import AgentDefinition, RunInfo
+from durable.errors import ToolResultInvalid
 from durable.execution.aside import Asides
 from durable.execution.budget import Budget, BudgetSpent
 from durable.execution.capabilities import Durability, Healing, Resumption, Telling
+from durable.execution.delegation import Delegation
 from durable.execution.judgement import Judgement, Judging, Tripped
+from durable.execution.patience import ToolTimedOut
 from durable.execution.policies import ApprovalPolicies
 from durable.execution.record import CallRecord
 from durable.execution.recording import RecordingToolset
@@ -100,6 +107,9 @@ class Turn:
         boundary: Called between steps; may raise, to hand the run over there.
         read_answers: Reads what was answered to calls that wait.
         budget: What the attempt may still use.
+        delegation: Makes what begins the tasks of the attempt.
+        hear: Told of what tools say.
+        tries_left: How often the call of a background task may be made again if its tool raises.
         threads: Where guardrails, scorers and judges are called that are not asynchronous.
         probe: Passed at each point.
 
@@ -109,6 +119,7 @@ class Turn:
         stored: What the checkpoints have.
         record: What is recorded of the tool calls.
         waits: The calls that wait for an answer from outside.
+        delegation: The calls that are made in the background.
     """
 
     def __init__(
@@ -121,10 +132,15 @@ class Turn:
         boundary: Boundary,
         read_answers: ReadAnswers,
         budget: Budget,
+        delegation: Callable[[Waits, Sequence[str]], Delegation],
+        tries_left: int = 0,
+        hear: Callable[[Chunk], None] = lambda _: None,
         threads: Executor | None = None,
         probe: Probe = silent,
     ) -> None:
         self._probe = probe
+        self._tries_left = tries_left
+        self._hear = hear
         self._threads = threads
         self._definition = definition
         self._request = request
@@ -147,9 +163,11 @@ class Turn:
         denied = self.translator.recorded
         self.waits = Waits(writer, definition.name, start.ledger, start.decisions, read_answers, denied)
         progress = start.progress
+        self.delegation = delegation(self.waits, progress.told if progress else ())
         self.usage = copy(progress.usage) if progress else RunUsage()
         self.messages: list[ModelMessage] = list(progress.messages if progress else start.conversation.history)
-        self.stored = Stored(self.messages, progress.tools if progress else None)
+        stored = [] if request.tool_call is not None else self.messages
+        self.stored = Stored(stored, progress.tools if progress else None, progress.told if progress else ())
         self._completed: ModelResponse | None = None
         if progress is not None:
             self._resume(progress)
@@ -187,6 +205,8 @@ class Turn:
         if self._start.progress is None and (tripped := await judgement.admit(self._asked())) is not None:
             return TurnEnd(MISSING, tripped=tripped)
         end = await self._loop(deps, judgement)
+        if self._request.tool_call is not None:
+            return end
         output = last_text(self.messages) if end.output is MISSING else end.output
         withheld = self.translator.output_calls
         tripped = await judgement.release(self.record.step, output, self.messages, withheld, self._first)
@@ -218,6 +238,9 @@ class Turn:
                     node = await self._ask_model(run, node)
                 elif Agent.is_call_tools_node(node):
                     node = await self._call_tools(run, node)
+                    if (call := self._request.tool_call) is not None:
+                        self.messages = run.all_messages()
+                        return TurnEnd(self._came_to(call.tool_call_id, node))
                 else:
                     node = await run.next(node)
                     self._restore_messages(run, node)
@@ -228,6 +251,16 @@ class Turn:
             raise UnexpectedModelBehavior("The run ended without a result.")
         self.usage, self.messages = run.usage, result.all_messages()
         return TurnEnd(result.output)
+
+    def _came_to(self, call_id: str, node: Any) -> ledger.Outcome:
+        """What the call of a background task came to; what the model would be told of one that was not even made."""
+        known = self.record.came_to.get(call_id)
+        if known is not None:
+            return known
+        parts = node.request.parts if Agent.is_model_request_node(node) else []
+        told = [part.model_response() for part in parts if isinstance(part, RetryPromptPart)]
+        told += [part.model_response_str() for part in parts if isinstance(part, ToolReturnPart)]
+        return ledger.Outcome(retry=told[0] if told else "The call was not made.")
 
     def _limited(self, run: AgentRun[Any, Any]) -> TurnEnd | None:
         """How the turn ends before the next model request, if a limit is reached.
@@ -249,7 +282,21 @@ class Turn:
 
     @property
     def _judges(self) -> bool:
-        return self._definition.completion is not None or self._definition.goal is not None
+        judges = self._definition.completion is not None or self._definition.goal is not None
+        return judges or self._request.max_idle is not None
+
+    async def _go_on(self, judgement: Judgement, ctx: RunContext[Any], output: Any) -> ModelRequest | None:
+        """The model is done. What it is told if the run is not; None when it is."""
+        if not (isinstance(output, DeferredToolRequests) or self.waits.unresolved):
+            news = await self.delegation.go_on(ctx.usage)
+            if news is not None:
+                return news
+        return await judgement.go_on(ctx, self.record.step, output)
+
+    def turn_ended(self) -> list[Chunk]:
+        """The chunks that end a turn after which the run waits for its tasks."""
+        ended = [] if self._tail.step_finished else self.translator.end_step(is_continued=False)
+        return [*ended, self.translator.finish(usage=self.usage, text=last_text(self.messages))]
 
     @property
     def _limit(self) -> int:
@@ -281,6 +328,7 @@ class Turn:
                 output_retries=getattr(run.ctx.state, "output_retries_used", 0),
                 tools=_given_tools(run),
                 enqueued=self._asides.enqueued(run),
+                told=tuple(self.delegation.told),
                 first=self._first,
             )
             self._keep(progress, self.translator.response(following.model_response))
@@ -288,7 +336,7 @@ class Turn:
         else:
             # The response was not accepted, and another one is asked for: what was said of it does not count.
             self._budget.end_step()
-            self._void = self._void_since(self._first)
+            self._void = await self._void_since(self._first)
         return following
 
     async def _call_tools(self, run: AgentRun[Any, Any], node: Any) -> Any:
@@ -298,16 +346,24 @@ class Turn:
             following = await run.next(node)
         except UserError as error:
             if self.waits.unresolved:
-                raise RunSuspended from error  # Pydantic AI has no other way to end a step whose calls wait
+                raise RunSuspended(
+                    self.waits.reason
+                ) from error  # Pydantic AI has no other way to end a step whose calls wait
             raise
         if self.waits.unresolved:
-            raise RunSuspended
+            raise RunSuspended(self.waits.reason)
         if self.waits.waited:
             await self._writer.flush()  # others have written to the log: the next seq is known only now
         self._budget.end_step()
+        if self._request.tool_call is not None:
+            return following
         chunks = self.translator.end_step(is_continued=not isinstance(following, End))
         if not self._tail.step_finished:
             self._write(chunks)
+        if Agent.is_model_request_node(following):
+            following.request = replace(
+                following.request, parts=[*following.request.parts, *self.delegation.news(run.usage)]
+            )
         if not isinstance(following, End):
             self._boundary(advanced=self.record.advanced, ending=False)
         return following
@@ -318,8 +374,9 @@ class Turn:
         self._writer.write(chunks[-1], Note(checkpoint=self.stored.encode(progress)))
         self.record.advanced = True
 
-    def _void_since(self, seq: int) -> VoidRange:
+    async def _void_since(self, seq: int) -> VoidRange:
         """All that was said since a chunk, with it."""
+        await self._writer.flush()  # others may have written to the log, too
         return VoidRange.model_validate({"from": seq, "to": self._writer.next_seq - 1})
 
     async def _tell(self, events: AsyncIterable[Any]) -> AsyncIterator[Any]:
@@ -334,7 +391,8 @@ class Turn:
         if isinstance(event, DeferredToolRequestsEvent):
             self.waits.deferred(event.requests)
         if self.translator.begins_anew(event):
-            void, self._first = self._void_since(self._first), self._writer.next_seq
+            void = await self._void_since(self._first)
+            self._first = self._writer.next_seq
             self._write(self.translator.begin_again(self.record.step, self._message_id, void, event))
         self._write(self.translator.event(event))
         if self._writer.full:
@@ -343,6 +401,7 @@ class Turn:
     def _write(self, chunks: list[Chunk]) -> None:
         for chunk in chunks:
             self._writer.write(chunk)
+            self._hear(chunk)
 
     def _iter(self, deps: Any, judgement: Judgement) -> AbstractAsyncContextManager[AgentRun[Any, Any]]:
         progress, conversation = self._start.progress, self._start.conversation
@@ -353,7 +412,7 @@ class Turn:
             prompt, history, usage = None, progress.messages, copy(progress.usage)
         settings: Any = self._request.model_settings
         resumption = [Resumption(self._completed)] if self._completed is not None else []
-        judging = [Judging(lambda ctx, output: judgement.go_on(ctx, self.record.step, output))] if self._judges else []
+        judging = [Judging(partial(self._go_on, judgement))] if self._judges else []
         if self._request.retries:
             # The run itself asks again: its provider's client must not.
             settings = {"max_retries": 0, **(settings or {})}
@@ -389,7 +448,15 @@ class Turn:
             entered=self._entered,
             waits=self.waits,
             needs_approval=self._policies.apply,
+            delegation=self.delegation,
+            again=self._again,
+            task=self._request.tool_call,
         )
+
+    def _again(self, error: BaseException) -> bool:
+        """Whether the call of a background task is made again, later."""
+        given_up = isinstance(error, ToolTimedOut | ToolResultInvalid) or not isinstance(error, Exception)
+        return self._tries_left > 0 and not given_up
 
     def _tool_context(self, call_id: str, name: str) -> ToolContext:
         lease, step = self._writer.lease, self.record.step
@@ -399,10 +466,15 @@ class Turn:
             tool_call_id=call_id,
             tool_name=name,
             idempotency_key=f"{self._start.maker_of(step, lease.run_id)}:{ledger.key(step, call_id)}",
-            write=self._writer.write,
+            write=self._say,
             room=self._writer.room,
             loop=asyncio.get_running_loop(),
         )
+
+    def _say(self, chunk: Chunk) -> None:
+        """Write what a tool says."""
+        self._writer.write(chunk)
+        self._hear(chunk)
 
     def _entered(self, ctx: RunContext[Any]) -> None:
         """A step's tools are looked up: its retry counters are those of the checkpoint, if the step is."""

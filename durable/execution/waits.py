@@ -35,6 +35,10 @@ from durable.translate import to_json_value
 from durable.translate.values import to_args
 from durable.writer import Note, RunWriter, Waiting
 
+DECISION = "decision"
+"""The reason of a run that waits for somebody to answer."""
+BACKGROUND = "background"
+"""The reason of a run that waits for its background tasks."""
 DECLINED = "The tool call was not approved."
 
 ReadAnswers = Callable[[], Awaitable[tuple[dict[str, Answer], int]]]
@@ -84,11 +88,13 @@ class Waits:
         self._rounds: dict[str, int] = {}
         self._left: dict[str, tuple[int, ledger.Outcome]] = {}
         self._here: set[str] = set()
+        self._kinds: set[str] = set()
 
     def begin_step(self, step: int, calls: Mapping[str, ToolCallPart]) -> None:
         """The tools of a step are about to be called."""
         self._step, self._calls = step, calls
         self.unresolved, self.asked, self._deferred, self._judged = False, False, 0, None
+        self._kinds.clear()
         self._rounds.clear()
         self._left.clear()
 
@@ -101,6 +107,11 @@ class Waits:
         """How many answers there were when calls of this step were last found to wait: a later one was not used, even
         if it is known by now."""
         return self.seen if self._judged is None else self._judged
+
+    @property
+    def reason(self) -> str:
+        """Why the run waits when calls of this step do: for somebody, or for nothing but its background tasks."""
+        return BACKGROUND if self._kinds == {"task"} else DECISION
 
     @property
     def waited(self) -> bool:
@@ -130,6 +141,19 @@ class Waits:
         answers, self.seen = await self._read()
         self._answers.update(answers)
         self._tell()
+
+    def args(self, call_id: str) -> dict[str, Json] | None:
+        """What the model called it with; None when that is no JSON object."""
+        found = to_args(self._calls[call_id].args) if call_id in self._calls else None
+        return found if isinstance(found, dict) else None
+
+    def at(self, name: str) -> Answer | None:
+        """An answer, by its name in the ledger, if it is known."""
+        return self._answers.get(name)
+
+    def judge(self) -> None:
+        """What is known by now was found not to be enough: an answer that comes later was not used."""
+        self._judged = self.seen
 
     def known(self, call_id: str, round_: int) -> Answer | None:
         """The answer to a call, if it is known."""
@@ -212,11 +236,12 @@ class Waits:
                 self._denied(call.tool_call_id)
         mine = len(requests.approvals) + len(requests.calls)
         if self.unresolved and mine == self._deferred and not (results.approvals or results.calls):
-            raise RunSuspended
+            raise RunSuspended(self.reason)
         return results
 
     def deferring(self, suspension: Suspension) -> ApprovalRequired | CallDeferred:
         """A call is about to be deferred; what tells the agent's loop so."""
+        self._kinds.add(suspension.kind)
         if self.asked:
             self._leave_open(self.seen)
         return suspension.deferral()
@@ -242,6 +267,7 @@ class Waits:
         has."""
         call_id = call.tool_call_id
         self._rounds[call_id] = 0
+        self._kinds.add(DECISION)
         manager = getattr(ctx, "tool_manager", None)
         tool: ToolDefinition | None = manager.get_tool_def(call.tool_name) if manager is not None else None
         if call_id in self._left:

@@ -6,6 +6,7 @@
 -- ARGV 1 channel  2 run id  3 count  4 bodies of the last chunks  5 prefix of the status indexes  6 tombstone seconds
 --      7 reason, as JSON  8 channel of nudges  9 last seq at which the bodies' usage was right  10 that usage, or ''
 --      11 what was recorded when the bodies were made of a cancel that was requested before, or '': that one stands
+--      12… field, value, … of the record
 -- Returns 'cancelled' | 'requested' | 'already' | 'ended' | 'unknown' | 'changed'
 local run, run_id = KEYS[1], ARGV[2]
 local record = redis.call('HMGET', run, 'status', 'token', 'cancelRequested')
@@ -34,6 +35,9 @@ end
 redis.call('ZREM', KEYS[7], run_id .. ':' .. token)
 if ARGV[10] ~= '' then
   redis.call('HSET', run, 'usage', ARGV[10])
+end
+for i = 12, #ARGV, 2 do
+  redis.call('HSET', run, ARGV[i], ARGV[i + 1])
 end
 redis.call('HSETNX', run, 'cancelRequested', ARGV[7])
 redis.call('HDEL', run, 'reason')

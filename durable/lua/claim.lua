@@ -5,6 +5,7 @@
 --      6 claims without progress of which the last is made alone; '0' when the owner executes nothing else
 --      7… agents that the owner has; any agent when there are none
 -- Returns {'claimed', token, lastSeq, claims without progress} | {'held', ms left} | {'early', ms left} | {'unknown'} | {'foreign'}
+--      | {'limited'}, when as many tasks are executed as may be: it is woken when there is a place
 --      | {'suspended'} | {'behind'}, another run of its thread | {'ended', status} | {'alone'}, for a run that was lost before, at its last attempt
 local run, leases, wakeups = KEYS[1], KEYS[2], KEYS[3]
 local run_id, now = ARGV[1], now_ms()
@@ -49,6 +50,25 @@ local before, last = tonumber(record[5] or '0'), tonumber(ARGV[6] or '0')
 if before > 0 and before + 1 == last and not record[7] then
   return {'alone'}
 end
+local full, free = {}, {}
+for _, limit in ipairs(limits_of(run, run_id)) do
+  if redis.call('SISMEMBER', limit[1], run_id) == 0 then
+    table.insert(redis.call('SCARD', limit[1]) >= limit[2] and full or free, limit[1])
+  end
+end
+if #full > 0 and not record[7] then
+  for _, places in ipairs(full) do
+    redis.call('ZADD', places .. ':waiting', redis.call('HGET', run, 'createdAt'), run_id)
+  end
+  for _, places in ipairs(free) do
+    offer(run, run_id, places) -- the place is not for this one
+  end
+  redis.call('ZREM', wakeups, run_id)
+  return {'limited'}
+end
+for _, places in ipairs(free) do
+  redis.call('SADD', places, run_id)
+end
 if status == 'running' then
   redis.call('ZREM', leases, run_id .. ':' .. int(token))
   redis.call('HSET', run, 'lostAt', expiry or int(now))
@@ -64,7 +84,7 @@ local claims = redis.call('HINCRBY', run, 'claims', 1)
 redis.call('ZADD', leases, int(now + tonumber(ARGV[4])), run_id .. ':' .. int(token))
 redis.call('ZREM', wakeups, run_id)
 -- Whatever the attempt before sends now is refused by its token: what it wrote last needs no more remembering.
-redis.call('HDEL', run, 'wakes', 'notBefore', 'w:a' .. int(token - 1))
+redis.call('HDEL', run, 'wakes', 'notBefore', 'idleUntil', 'w:a' .. int(token - 1))
 if status ~= 'running' then
   move(run, ARGV[5], run_id, status, 'running')
 end

@@ -7,7 +7,32 @@
 --      5 prefix of the status indexes  6… field, value, … of the record
 -- A run of a thread (`threadId`, `resourceId` and `onBusy` among the fields) is the thread's live run, or waits for it.
 -- Returns {'created' | 'exists' | 'conflict' | 'expired', run id, time of creation or ''} | {'foreign', thread id}, of
---      another resource | {'busy', live run, its status}
+--      another resource | {'busy', live run, its status} | {'orphan'}, its parent is not executed by who starts it
+--      | {'full', limit}, of a task that is not to wait for a place
+-- The tasks of the old run go on for the new one. What those came to that have ended since is known.
+local function adopt(run, run_id, old, known)
+  local children = redis.call('HGETALL', old .. ':children')
+  for i = 1, #children, 2 do
+    local child = run_of(run, run_id, children[i])
+    local record = redis.call('HMGET', child, 'status', 'outcome', 'parentCall')
+    if record[2] then
+      known[answer_of(record[3])] = record[2]
+    elseif record[1] then
+      redis.call('HSET', child, 'parentRunId', run_id)
+      redis.call('HSET', run .. ':children', children[i], 'live')
+    end
+  end
+end
+
+-- Whether a task that a call waits for goes on, or has done well.
+local function goes_on(run, run_id, task, outcome)
+  if outcome then
+    return not string.find(outcome, '"entry":{"kind":"raised"', 1, true)
+  end
+  local record = redis.call('HMGET', run_of(run, run_id, task), 'status', 'cancelRequested')
+  return (record[1] == 'queued' or record[1] == 'running' or record[1] == 'suspended') and not record[2]
+end
+
 local run, request, tombstone = KEYS[1], KEYS[2], KEYS[3]
 local run_id, hash = ARGV[1], ARGV[2]
 
@@ -85,10 +110,32 @@ if thread then
   end
 end
 
+if fields.parentRunId then
+  local parent = redis.call('HMGET', run_of(run, run_id, fields.parentRunId), 'status', 'token')
+  if parent[1] ~= 'running' or parent[2] ~= fields.parentToken then
+    return {'orphan', run_id}
+  end
+end
+local places = {}
+for name, most in string.gmatch((fields.onLimit or 'queue') ~= 'queue' and fields.limits or '', '(%S+)=(%d+)') do
+  places[#places + 1] = root_of(run, run_id) .. ':limit:' .. name
+  if redis.call('SCARD', places[#places]) >= tonumber(most) then
+    return {'full', name}
+  end
+end
+
 local now = now_ms()
 redis.call('HSET', run, 'status', 'queued', 'requestHash', hash, 'createdAt', int(now), 'token', '0', 'lastSeq', '0')
 for i = 6, #ARGV, 2 do
-  redis.call('HSET', run, ARGV[i], ARGV[i + 1])
+  if ARGV[i] ~= 'parentToken' then
+    redis.call('HSET', run, ARGV[i], ARGV[i + 1])
+  end
+end
+if fields.parentRunId then
+  redis.call('HSET', run_of(run, run_id, fields.parentRunId) .. ':children', run_id, 'live')
+end
+for _, set in ipairs(places) do
+  redis.call('SADD', set, run_id) -- a task that must not wait has its place from the beginning
 end
 redis.call('SET', request, ARGV[3])
 if KEYS[10] then
@@ -98,10 +145,11 @@ if KEYS[10] then
     redis.call('RPOP', KEYS[8])
   end
   local entries = redis.call('HGETALL', KEYS[11])
-  local known = {}
+  local known, anew = {}, {}
   for i = 1, #entries, 2 do
     known[entries[i]] = entries[i + 1]
   end
+  adopt(run, run_id, KEYS[12], known)
   for field, value in pairs(known) do
     -- A failure that ended the old run must not end the new one before it has begun; nobody can answer the calls for
     -- which the old one waited: the new one asks again. What the agent's own handlers let go on had no answer.
@@ -109,8 +157,17 @@ if KEYS[10] then
     local asked = starts(value, '{"kind":"suspended')
     local answered = known[answer] and not starts(known[answer], '{"kind":"fail"')
     local left = asked and not answered and not (known[following] and cjson.decode(value)['for'].announced == false)
+    if asked and string.find(value, '"for":{"kind":"task"', 1, true) then
+      left = not goes_on(run, run_id, cjson.decode(value)['for'].payload.taskId, known[answer])
+      anew[answer] = left
+    end
     if not (starts(value, '{"kind":"raised') or starts(value, '{"kind":"fail"') or left) then
       redis.call('HSET', KEYS[9], field, value)
+    end
+  end
+  for answer, again in pairs(anew) do
+    if again then
+      redis.call('HDEL', KEYS[9], answer)
     end
   end
   inherit(KEYS[13], KEYS[14])

@@ -80,8 +80,63 @@ local function remember(run, writer, batch, first, last)
   redis.call('HSET', run, 'w:' .. writer, batch .. ' ' .. int(first) .. ' ' .. int(last))
 end
 
--- `indexes` starts the names of the sorted sets of runs, one a status.
+-- The names of a run's thread, of that's other runs, of the run that has started it, and of those that it has started.
+-- They follow from the run's own name: which run comes next
+-- is known to the script alone.
+local function root_of(run, run_id)
+  return string.sub(run, 1, -(#':run:{}' + #run_id + 1))
+end
+
+local function thread_of(run, run_id, thread_id)
+  return root_of(run, run_id) .. ':thread:{' .. thread_id .. '}'
+end
+
+local function run_of(run, run_id, other)
+  return root_of(run, run_id) .. ':run:{' .. other .. '}'
+end
+
+-- The limits that a task is under, `name=most` each, in its record. A task takes a place under each of them while it is
+-- executed. Returns the names of the sets of those that have one, with how many may.
+local function limits_of(run, run_id)
+  local found = {}
+  for name, most in string.gmatch(redis.call('HGET', run, 'limits') or '', '(%S+)=(%d+)') do
+    found[#found + 1] = {root_of(run, run_id) .. ':limit:' .. name, tonumber(most)}
+  end
+  return found
+end
+
+-- There is a place under a limit: wake the task that has waited for it longest.
+local function offer(run, run_id, places)
+  local root = root_of(run, run_id)
+  local first = redis.call('ZPOPMIN', places .. ':waiting')
+  while first[1] do
+    if redis.call('HGET', run_of(run, run_id, first[1]), 'status') == 'queued' then
+      redis.call('ZADD', root .. ':wakeups', int(now_ms()), first[1])
+      redis.call('RPUSH', root .. ':woken', first[1])
+      return
+    end
+    first = redis.call('ZPOPMIN', places .. ':waiting') -- it is there no more
+  end
+end
+
+-- A task gives up its places, and what it waits for.
+local function vacate(run, run_id)
+  for _, limit in ipairs(limits_of(run, run_id)) do
+    redis.call('ZREM', limit[1] .. ':waiting', run_id)
+    if redis.call('SREM', limit[1], run_id) == 1 then
+      offer(run, run_id, limit[1])
+    end
+  end
+end
+
+-- `indexes` starts the names of the sorted sets of runs, one a status. Tasks have sets of their own.
 local function move(run, indexes, run_id, from, to)
+  if redis.call('HGET', run, 'kind') == 'task' then
+    indexes = string.gsub(indexes, 'runs:status:$', 'tasks:status:')
+  end
+  if from == 'running' then
+    vacate(run, run_id)
+  end
   redis.call('HSET', run, 'status', to)
   local score = redis.call('HGET', run, 'createdAt')
   redis.call('ZREM', indexes .. from, run_id)
@@ -105,20 +160,6 @@ local function announce(run, calls, pending, deadlines, run_id, call, place, bod
   redis.call('HDEL', calls, 'd:' .. call)
   redis.call('ZADD', pending, int(now), member)
   redis.call('HSET', run, 'asked', '1')
-end
-
--- The names of a run's thread and of the thread's other runs. They follow from the run's own name: which run comes next
--- is known to the script alone.
-local function root_of(run, run_id)
-  return string.sub(run, 1, -(#':run:{}' + #run_id + 1))
-end
-
-local function thread_of(run, run_id, thread_id)
-  return root_of(run, run_id) .. ':thread:{' .. thread_id .. '}'
-end
-
-local function run_of(run, run_id, other)
-  return root_of(run, run_id) .. ':run:{' .. other .. '}'
 end
 
 -- Makes a run its thread's live one. Its place among the exchanges is fixed here, and how many of them it is given. A
@@ -196,15 +237,87 @@ local function leave(run, run_id)
   end
 end
 
+-- The name in the ledger of what a call came to for which a run was started: `place` is its step, its round and its id.
+local function answer_of(place)
+  return (string.gsub(place, '^(%d+) (%d+) ', '%1!%2:'))
+end
+
+-- A run that another one has started tells that one what becomes of it, as long as that has not ended: the field `told`
+-- of its record are bodies of chunks for the other's log, `outcome` is what the call came to for which it was started.
+local function report(run, run_id)
+  local record = redis.call('HMGET', run, 'parentRunId', 'parentCall', 'told', 'outcome', 'disposition')
+  redis.call('HDEL', run, 'told')
+  if not record[1] then
+    return
+  end
+  local root, parent = root_of(run, run_id), run_of(run, run_id, record[1])
+  if record[3] and record[3] ~= '' then
+    redis.call('PUBLISH', root .. ':tasks:live', record[3])
+  end
+  local state = redis.call('HMGET', parent, 'status', 'reason')
+  if record[4] and state[1] then
+    redis.call('HSET', parent .. ':children', run_id, 'ended')
+  end
+  if state[1] ~= 'queued' and state[1] ~= 'running' and state[1] ~= 'suspended' then
+    return
+  end
+  if record[3] and record[3] ~= '' then
+    local _, breaks = string.gsub(record[3], '\n', '\n')
+    write(parent, parent .. ':log', parent .. ':live', '0', breaks + 1, record[3])
+  end
+  if not record[4] then
+    return
+  end
+  redis.call('HDEL', run, 'outcome') -- else a retry of the other may want to know it
+  redis.call('HSET', parent .. ':ledger', answer_of(record[2]), record[4])
+  redis.call('HINCRBY', parent, 'decisions', 1)
+  redis.call('HSET', parent, 'claims', '0')
+  if state[1] == 'running' then
+    redis.call('PUBLISH', root .. ':nudges', 'decided ' .. record[1])
+  elseif state[1] == 'suspended' and (state[2] == 'background' or record[5] == 'awaited') and state[2] ~= 'budget_reached' then
+    redis.call('HDEL', parent, 'reason')
+    redis.call('ZADD', root .. ':wakeups', int(now_ms()), record[1])
+    redis.call('RPUSH', root .. ':woken', record[1])
+    move(parent, root .. ':runs:status:', record[1], 'suspended', 'queued')
+  end
+end
+
+-- A run was cancelled: so are those that it has started.
+local function cancel_children(run, run_id)
+  local root, children = root_of(run, run_id), redis.call('HGETALL', run .. ':children')
+  for i = 1, #children, 2 do
+    local child = run_of(run, run_id, children[i])
+    local status = children[i + 1] == 'live' and redis.call('HGET', child, 'status')
+    if status == 'queued' or status == 'running' or status == 'suspended' then
+      redis.call('HSETNX', child, 'cancelRequested', '{"reason":"The run that started it was cancelled."}')
+      redis.call('HDEL', child, 'notBefore')
+      if status == 'suspended' then
+        redis.call('HDEL', child, 'reason')
+        move(child, root .. ':runs:status:', children[i], 'suspended', 'queued')
+      end
+      if status == 'running' then
+        redis.call('PUBLISH', root .. ':nudges', 'cancel ' .. children[i])
+      else
+        redis.call('ZADD', root .. ':wakeups', int(now_ms()), children[i])
+      end
+    end
+  end
+end
+
 -- The end of a run: nothing but reading is possible after it, and its retention begins. Calls that still wait can't be
 -- answered any more. The indexes forget it when `expiries` says so. `own` are the run's keys, the record first and the
 -- hash of calls last.
 local function close(own, tombstone, pending, deadlines, indexes, run_id, from, to, tombstone_seconds)
   local run, calls, now = own[1], own[#own], now_ms()
   move(run, indexes, run_id, from, to)
+  vacate(run, run_id)
   redis.call('HSET', run, 'finishedAt', int(now))
   redis.call('HDEL', run, 'owner', 'nonce')
   leave(run, run_id)
+  report(run, run_id)
+  if to == 'cancelled' then
+    cancel_children(run, run_id)
+  end
   local states = redis.call('HGETALL', calls)
   for i = 1, #states, 2 do
     if string.sub(states[i], 1, 2) == 's:' and string.sub(states[i + 1], 1, 8) == 'pending ' then
@@ -213,16 +326,18 @@ local function close(own, tombstone, pending, deadlines, indexes, run_id, from, 
       redis.call('ZREM', deadlines, member)
     end
   end
-  local retention = tonumber(redis.call('HGET', run, 'retention'))
+  local kept = redis.call('HMGET', run, 'retention', 'retentionFailed', 'kind')
+  local retention = tonumber((to ~= 'completed' and kept[2]) or kept[1])
   for _, key in ipairs(own) do
     redis.call('EXPIRE', key, int(retention))
   end
+  redis.call('EXPIRE', run .. ':children', int(retention))
   redis.call('SET', tombstone, '1', 'EX', int(retention + tonumber(tombstone_seconds)))
   local idempotency = redis.call('HGET', run, 'idempotency')
   if idempotency then
     redis.call('EXPIRE', idempotency, int(retention))
   end
-  local expiries = string.gsub(indexes, 'status:$', 'expiries')
+  local expiries = string.gsub(indexes, 'runs:status:$', kept[3] == 'task' and 'tasks:expiries' or 'runs:expiries')
   local names = redis.call('HMGET', run, 'agent', 'threadId')
   local member = run_id .. ':' .. to .. ':' .. names[1] .. ':' .. (names[2] or '')
   redis.call('ZADD', expiries, int(now + retention * 1000), member)

@@ -26,7 +26,11 @@ else
   if not due or tonumber(due) > now then
     return 0
   end
-  if status ~= 'queued' then
+  if status == 'suspended' and tonumber(redis.call('HGET', run, 'idleUntil') or '1e18') <= now then
+    redis.call('HDEL', run, 'reason', 'idleUntil')
+    redis.call('HSET', run, 'idledOut', '1')
+    move(run, ARGV[4], run_id, 'suspended', 'queued')
+  elseif status ~= 'queued' then
     redis.call('ZREM', KEYS[3], run_id)
     return 0
   end

@@ -4,6 +4,7 @@
 -- KEYS 1 run  2 leases  3 log
 -- ARGV 1 run id  2 token  3 count of decisions that this attempt has seen  4 prefix of the status indexes
 --      5 channel  6 count of chunks that tell of it, may be 0  7 their bodies, joined by newlines  8… field, value, … of the record
+--      `idleMs` among the fields: ms after which it is woken by itself
 -- Returns 'suspended' | 'fenced' | 'decided' | 'cancel'
 local run, run_id, token = KEYS[1], ARGV[1], ARGV[2]
 local record = redis.call('HMGET', run, 'status', 'token', 'cancelRequested', 'decisions')
@@ -26,6 +27,14 @@ spend(run, true)
 write(run, KEYS[3], ARGV[5], token, ARGV[6], ARGV[7])
 for i = 8, #ARGV, 2 do
   redis.call('HSET', run, ARGV[i], ARGV[i + 1])
+end
+report(run, run_id)
+local idle = redis.call('HGET', run, 'idleMs')
+if idle then
+  local due = int(now_ms() + tonumber(idle))
+  redis.call('HDEL', run, 'idleMs')
+  redis.call('HSET', run, 'idleUntil', due)
+  redis.call('ZADD', root_of(run, run_id) .. ':wakeups', due, run_id)
 end
 share(run, run_id)
 move(run, ARGV[4], run_id, 'running', 'suspended')

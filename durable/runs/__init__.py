@@ -4,21 +4,28 @@ from durable.runs.collection import WAKE_GRACE, Runs, cancelled_chunks
 from durable.runs.record import (
     BUDGET_REACHED,
     RETRYING,
+    TASK,
     THREAD_BUSY,
     NewRun,
     OnBusy,
+    Parent,
     RunRecord,
     RunRequest,
+    ToolCallRequest,
     check_policy,
     check_run_id,
     check_thread_id,
     new_run_id,
+    read_until_idle,
 )
 
 __all__ = [
     "BUDGET_REACHED",
     "NewRun",
     "OnBusy",
+    "Parent",
+    "TASK",
+    "ToolCallRequest",
     "RETRYING",
     "RunRecord",
     "RunRequest",
@@ -30,4 +37,5 @@ __all__ = [
     "check_run_id",
     "check_thread_id",
     "new_run_id",
+    "read_until_idle",
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from typing import Any, cast
 
 import orjson
@@ -18,6 +18,8 @@ from durable.chunks.base import StepResult, Usage
 from durable.chunks.lifecycle import Abort, AbortPayload, Finish, FinishPayload, TurnOutput
 from durable.errors import (
     InvalidRequest,
+    LeaseLost,
+    LimitReached,
     RunConflict,
     RunEnded,
     RunExpired,
@@ -26,7 +28,8 @@ from durable.errors import (
     UnknownRun,
 )
 from durable.positions import Position, batches
-from durable.runs.record import RUN_ID, NewRun, RunRecord, RunRequest, check_run_id, check_thread, new_run_id
+from durable.runs.record import RUN_ID, TASK, NewRun, RunRecord, RunRequest, check_run_id, check_thread, new_run_id
+from durable.runs.reports import Report
 from durable.scripts import CANCEL, CREATE
 from durable.settings import Settings
 from durable.store import Store, text
@@ -35,6 +38,8 @@ from durable.views import RunStatus
 
 WAKE_GRACE = 2.0
 """Seconds after which a queued run's wake-up is taken for lost."""
+
+PARENT_CANCELLED = "The run that started it was cancelled."
 
 _BRIEF = (
     "agent", "status", "reason", "token", "lastSeq", "createdAt", "startedAt", "finishedAt", "usage", "error",
@@ -68,7 +73,7 @@ class Runs:
             if new.idempotency_key
             else keys.run(run_id)
         )
-        fields = _fields(new)
+        fields, of_task = _fields(new), new.kind == TASK
         if new.idempotency_key:
             fields["idempotency"] = idempotency  # it is forgotten with the run
         with as_json():
@@ -81,8 +86,8 @@ class Runs:
                 keys.run(run_id),
                 keys.request(run_id),
                 keys.tombstone(run_id),
-                keys.runs(),
-                keys.runs(agent=new.agent),
+                keys.tasks() if of_task else keys.runs(),
+                keys.tasks(agent=new.agent) if of_task else keys.runs(agent=new.agent),
                 keys.wakeups,
                 idempotency,
                 keys.checkpoints(run_id),
@@ -104,7 +109,7 @@ class Runs:
                 digest,
                 request,
                 int(WAKE_GRACE * 1000),
-                keys.status_indexes,
+                keys.task_status_indexes if of_task else keys.status_indexes,
                 *_flat(fields),
             ],
         )
@@ -115,9 +120,13 @@ class Runs:
                 raise RunExpired
             case "foreign":
                 raise ThreadConflict
+            case "orphan":
+                raise LeaseLost
+            case "full":
+                raise LimitReached(limit=text(found))
             case "busy":
                 raise ThreadBusy(runId=text(found), status=text(made[0]))
-            case "created" if not new.retry_of and new.request.thread_id is None:
+            case "created" if not (new.retry_of or new.parent or new.request.thread_id):
                 known = {
                     "status": "queued",
                     "createdAt": made[0],
@@ -254,12 +263,32 @@ class Runs:
         verdict = "changed"
         while verdict == "changed":
             verdict = await self._cancel(run_id, payload)
+        if verdict == "cancelled":
+            await self._cancel_children(run_id)
         if verdict == "unknown":
             await self.get(run_id)
             raise UnknownRun
         if verdict == "ended":
             raise RunEnded
         return verdict != "already"
+
+    async def _cancel_children(self, run_id: str) -> None:
+        """Cancel what a cancelled run has started. They are told in any case; those that nobody executes end here."""
+        async with self._store.guard():
+            children = await self._store.redis.hkeys(self._store.keys.children(run_id))
+        for child in cast("list[bytes]", children):
+            with suppress(UnknownRun, RunExpired, RunEnded):
+                await self.cancel(text(child), reason=PARENT_CANCELLED)
+
+    async def _reported(self, run_id: str) -> dict[str, Any]:
+        """What the run that has started this one is told when it is cancelled, as fields of the record."""
+        names = ("parentRunId", "parentCall", "toolName", "agent")
+        async with self._store.guard():
+            values = await self._store.redis.hmget(self._store.keys.run(run_id), list(names))
+        if values[0] is None:
+            return {}
+        known = dict(zip(names, cast("list[bytes]", values), strict=True))
+        return dict(Report(RunRecord(run_id, known)).cancelled())
 
     async def _cancel(self, run_id: str, payload: AbortPayload) -> str:
         """Cancel a run, unless it gets on meanwhile."""
@@ -298,6 +327,7 @@ class Runs:
                     last_seq,
                     "" if usage is None else usage.model_dump_json(by_alias=True, exclude_none=True),
                     asked,
+                    *_flat(await self._reported(run_id)),
                 ],
             )
         )
@@ -388,7 +418,25 @@ def _fields(new: NewRun) -> dict[str, Any]:
         "resourceId": new.request.resource_id,
         "onBusy": new.request.on_busy,
     }
+    given |= _of_parent(new)
     return {name: value for name, value in given.items() if value is not None} | new.request.budgets()
+
+
+def _of_parent(new: NewRun) -> dict[str, Any]:
+    parent = new.parent
+    if parent is None:
+        return {}
+    limits = " ".join(f"{name}={most}" for name, most in (new.limits or {}).items())
+    return {
+        "parentRunId": parent.run_id,
+        "parentToken": parent.token,
+        "parentCall": f"{parent.step} {parent.round} {parent.tool_call_id}",
+        "toolName": parent.tool_name,
+        "disposition": parent.disposition,
+        "retentionFailed": new.retention_failed,
+        "limits": limits or None,
+        "onLimit": new.on_limit,
+    }
 
 
 def _flat(fields: Mapping[str, Any]) -> Iterable[Any]:

@@ -26,12 +26,38 @@ MaxTokens = Annotated[int, Field(ge=1, le=10**15)]
 MaxSeconds = Annotated[float, Field(gt=0, le=10 * 365 * 86_400)]
 THREAD_BUSY: Final = "thread_busy"
 """The reason of a queued run that waits for another run of its thread."""
+TASK: Final = "task"
+"""The kind of a run that makes one tool call of another one, in the background."""
+LONGEST_IDLE: Final = 300.0
+"""Seconds for which a run waits for its background tasks, unless it says otherwise."""
 OnBusy = Literal["queue", "reject"]
 RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
 
 
+class ToolCallRequest(Wire):
+    """A tool call that a run makes, instead of asking a model.
+
+    Attributes:
+        tool_name: The tool.
+        tool_call_id: The model's id for the call.
+        args: What the model called it with.
+        approved: Whether somebody has allowed it.
+        retries: How often it is made again when the tool raises.
+        retry_seconds: The longest first pause before that; it doubles each time.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    tool_name: str
+    tool_call_id: str
+    args: dict[str, Json]
+    approved: bool = False
+    retries: int = 0
+    retry_seconds: float = 1.0
+
+
 class RunRequest(Wire):
-    """What a run is asked to do, as it is stored. Exactly one of `prompt` and `messages` is given.
+    """What a run is asked to do, as it is stored. Exactly one of `prompt`, `messages` and `tool_call` is given.
 
     Attributes:
         prompt: Text, or Pydantic AI user content as JSON.
@@ -51,6 +77,10 @@ class RunRequest(Wire):
         resource_id: Whose conversation that is.
         on_busy: Whether it waits for other runs of the conversation, or is refused when there are any; it waits when
             missing.
+        background: False: no tool call of it goes on in the background.
+        max_idle: The run goes on when its background tasks have ended, under its own id; it waits for them for so many
+            seconds in a row. It does not wait when missing.
+        tool_call: A tool call to make, instead of asking a model: the run is a background task.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -71,6 +101,9 @@ class RunRequest(Wire):
     thread_id: str | None = None
     resource_id: str | None = None
     on_busy: OnBusy | None = None
+    background: bool | None = None
+    max_idle: MaxSeconds | None = None
+    tool_call: ToolCallRequest | None = None
 
     def to_json(self) -> bytes:
         """The stored form."""
@@ -157,6 +190,21 @@ class RunRecord:
     @property
     def queue(self) -> str:
         return self._text("queue")
+
+    @property
+    def kind(self) -> str:
+        """`evented` or `durable`, as its agent is; or `task`."""
+        return self._text("kind")
+
+    @property
+    def parent_run_id(self) -> str | None:
+        """The run that has started it."""
+        return self._optional("parentRunId")
+
+    @property
+    def idled_out(self) -> bool:
+        """Whether it has waited for its tasks for as long as it may."""
+        return "idledOut" in self.fields
 
     @property
     def cancel_requested(self) -> bool:
@@ -246,6 +294,29 @@ class RunRecord:
 
 
 @dataclass(frozen=True)
+class Parent:
+    """The call that a run is started for.
+
+    Attributes:
+        run_id: The run that makes it.
+        token: Of the attempt that does.
+        step: Its step.
+        round: How many answers it has had.
+        tool_call_id: The model's id for it.
+        tool_name: The tool.
+        disposition: `deferred`: that run goes on meanwhile. `awaited`: the call waits.
+    """
+
+    run_id: str
+    token: int
+    step: int
+    round: int
+    tool_call_id: str
+    tool_name: str
+    disposition: Literal["deferred", "awaited"]
+
+
+@dataclass(frozen=True)
 class NewRun:
     """A run to create.
 
@@ -259,6 +330,10 @@ class NewRun:
         idempotency_key: Makes the request safe to repeat without an own id.
         metadata: What its caller attaches to it.
         retry_of: The ended run from whose checkpoint it starts.
+        parent: The call that it is started for.
+        retention_failed: Seconds to keep it when it does not complete; as `retention` when None.
+        limits: How many tasks may be executed at a time under each name.
+        on_limit: `queue`: it waits for a place. Else it is not created.
     """
 
     agent: str
@@ -270,6 +345,10 @@ class NewRun:
     idempotency_key: str | None = None
     metadata: Mapping[str, Json] | None = None
     retry_of: str | None = None
+    parent: Parent | None = None
+    retention_failed: int | None = None
+    limits: Mapping[str, int] | None = None
+    on_limit: str = "queue"
 
 
 def check_policy(request: RunRequest, policies: Iterable[str]) -> None:
@@ -280,6 +359,13 @@ def check_policy(request: RunRequest, policies: Iterable[str]) -> None:
     """
     if isinstance(request.require_tool_approval, str) and request.require_tool_approval not in policies:
         raise InvalidRequest("The agent has no approval policy of this name.", field="requireToolApproval")
+
+
+def read_until_idle(until_idle: bool | float | None) -> float | None:  # noqa: FBT001 - it is the value itself
+    """For how many seconds in a row a run waits for its background tasks; None when it does not."""
+    if until_idle is None or until_idle is False:
+        return None
+    return LONGEST_IDLE if until_idle is True else float(until_idle)
 
 
 def check_thread(request: RunRequest) -> None:

@@ -15,13 +15,14 @@ from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls
 
 from durable import DurableAgent, RunHandle, create_durable_agent, emit_sync
 from durable.chunks import Chunk, Usage
-from durable.errors import LeaseLost, RunCancelled, RunEnded, RunFailed
+from durable.errors import ConfigurationError, LeaseLost, RunCancelled, RunEnded, RunFailed
 from durable.execution import Engine, Outcome
 from durable.fold import fold_text
 from durable.leases import Refusal, claim
 from durable.runs import RunRecord, Runs
 from durable.settings import Settings
 from durable.store import Store
+from durable.tool_options import functions_of
 from tests.conftest import eventually
 from tests.workbench import Workbench, delta
 
@@ -348,13 +349,20 @@ async def test_a_tool_that_takes_longer_than_its_timeout_is_given_up_and_the_mod
 
 @pytest.mark.parametrize("given", [0, -1, "soon", True])
 async def test_a_timeout_that_is_none_fails_the_run_before_the_tool_is_called(connected: Any, given: Any) -> None:
+    """Of a tool that is there only after the agent was wrapped; of any other it is told then."""
     called: list[int] = []
 
     async def act(_: RunContext[Any]) -> str:
         called.append(1)
         return "done"
 
-    async with connected(acting(act, metadata={"durable": {"timeout": given}})) as agent:
+    late = acting(act, metadata={"durable": {"timeout": given}})
+    with pytest.raises(ConfigurationError, match="timeout"):
+        connected(late)
+    bare = acting(act)
+    durable = connected(bare)
+    next(iter(functions_of(bare).values())).metadata = {"durable": {"timeout": given}}
+    async with durable as agent:
         with pytest.raises(RunFailed) as failed:
             await agent.generate("go")
     assert failed.value.failure_code == "configuration_error"

@@ -35,6 +35,15 @@ from durable.journal import Entry
 
 CATALOGUE = [
     "abort",
+    "background-task-cancelled",
+    "background-task-completed",
+    "background-task-failed",
+    "background-task-output",
+    "background-task-progress",
+    "background-task-resumed",
+    "background-task-running",
+    "background-task-started",
+    "background-task-suspended",
     "budget-raised",
     "budget-reached",
     "error",

@@ -1,0 +1,1 @@
+"""Background tasks: tool calls, and sub-agents, that are executed as runs of their own."""

@@ -1,0 +1,59 @@
+"""The model's choice of where a call is made: one argument more, of tools that leave it to the model.
+
+It is taken out of the arguments before the tool's own validation sees them, and put beside what that makes of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Final
+
+import orjson
+from pydantic_ai.toolsets import ToolsetTool
+
+from durable.background.dispositions import CHOICES
+from durable.execution.waits import options_of
+
+CHOICE: Final = "_background"
+"""The argument."""
+_SCHEMA: Final = {
+    "type": "string",
+    "enum": list(CHOICES),
+    "description": (
+        "Where to make this call. deferred: in the background, and go on at once; its result is told later. "
+        "awaited: in the background, and wait for it. foreground: here and now."
+    ),
+}
+
+
+def choosable(tool: ToolsetTool[Any]) -> ToolsetTool[Any]:
+    """The tool as the model is shown it, with that argument if it may choose."""
+    options = options_of(tool.tool_def)
+    if not options.get("model_chooses") or not options.get("background"):
+        return tool
+    schema = tool.tool_def.parameters_json_schema
+    schema = {**schema, "properties": {**schema.get("properties", {}), CHOICE: _SCHEMA}}
+    shown = replace(tool.tool_def, parameters_json_schema=schema)
+    return replace(tool, tool_def=shown, args_validator=_Choosing(tool.args_validator))
+
+
+class _Choosing:
+    """Validates arguments without the choice. One that is none of the three is taken for no choice."""
+
+    def __init__(self, validator: Any) -> None:
+        self._validator = validator
+
+    def validate_json(self, input: Any, *, allow_partial: Any = "off", **options: Any) -> Any:  # noqa: A002 - as theirs
+        try:
+            found = orjson.loads(input or "{}")
+        except ValueError:
+            return self._validator.validate_json(input, allow_partial=allow_partial, **options)
+        return self.validate_python(found, allow_partial=allow_partial, **options)
+
+    def validate_python(self, input: Any, *, allow_partial: Any = "off", **options: Any) -> Any:  # noqa: A002
+        if not isinstance(input, dict) or CHOICE not in input:
+            return self._validator.validate_python(input, allow_partial=allow_partial, **options)
+        rest = {name: value for name, value in input.items() if name != CHOICE}
+        found = self._validator.validate_python(rest, allow_partial=allow_partial, **options)
+        chosen = input[CHOICE]
+        return {**found, CHOICE: chosen} if chosen in CHOICES else found

@@ -1,0 +1,80 @@
+"""What a run tells the run that has started it while it is executed: that it is, and what its tool says.
+
+What a tool says is gathered for a while and told together; of very much, only the newest. Invariant: nothing of it is
+told after the run's end, nor twice, nor by whoever has lost the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from contextlib import suppress
+from typing import Final
+
+from durable.chunks import Chunk, ToolOutput, encode_body
+from durable.errors import StoreUnavailable
+from durable.leases import Lease
+from durable.runs.reports import Report
+from durable.scripts import MIRROR, Arg
+from durable.store import Store
+
+log = logging.getLogger(__name__)
+
+PAUSE: Final = 0.25
+"""Seconds for which a tool's words are gathered."""
+MOST: Final = 50
+"""Of the words of one such time, at most so many are told."""
+
+
+class Mirror:
+    """Tells a parent of one attempt at its child.
+
+    Args:
+        store: Where both are.
+        lease: The attempt's.
+        report: Words it.
+    """
+
+    def __init__(self, store: Store, lease: Lease, report: Report) -> None:
+        self.report = report
+        self._store = store
+        self._lease = lease
+        self._waiting: deque[Chunk] = deque(maxlen=MOST)
+        self._number = 0
+        self._task: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()
+
+    async def tell(self, *chunks: Chunk) -> None:
+        """Write chunks to the parent's log. Nothing is lost but news if Redis does not answer."""
+        if not chunks:
+            return
+        self._number += 1
+        bodies = b"\n".join(encode_body(chunk) for chunk in chunks)
+        args: list[Arg] = [self._lease.run_id, self._lease.token, self._number, bodies]
+        try:
+            await self._store.run(MIRROR, [self._store.keys.run(self._lease.run_id)], args)
+        except StoreUnavailable:
+            log.info("run %s: its parent is not told what it does", self._lease.run_id)
+
+    def hear(self, chunk: Chunk) -> None:
+        """Take what the run writes to its own log."""
+        if not isinstance(chunk, ToolOutput):
+            return
+        self._waiting.append(self.report.output(chunk))
+        if self._task is None or self._task.done() or len(self._waiting) == 1:
+            self._task = asyncio.get_running_loop().create_task(self._tell_soon(), name="mirror")
+
+    async def flush(self) -> None:
+        """Tell what waits."""
+        if self._task is not None:
+            self._hurry.set()
+            await self._task
+
+    async def _tell_soon(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PAUSE):
+                await self._hurry.wait()
+        chunks = list(self._waiting)
+        self._waiting.clear()
+        await self.tell(*chunks)
