@@ -52,26 +52,25 @@ end
 
 -- What was decided of the calls that this run takes over stays decided, and is told of this run, too.
 local function inherit(theirs, ours)
-  local states = redis.call('HGETALL', theirs)
-  for i = 1, #states, 2 do
-    local call, step, round = string.sub(states[i], 3), string.match(states[i + 1], '^decided (%d+) (%d+) ')
-    local asked = step and step .. (round == '0' and '' or '+' .. round) .. ':' .. call
-    if starts(states[i], 's:') and step and redis.call('HEXISTS', KEYS[9], asked) == 1 then
-      for _, kind in ipairs({'s:', 'c:', 't:', 'd:'}) do
-        redis.call('HSET', ours, kind .. call, redis.call('HGET', theirs, kind .. call))
+  local found = redis.call('HGETALL', theirs)
+  local function taken(step, round, call)
+    return redis.call('HEXISTS', KEYS[9], step .. '!' .. round .. ':' .. call) == 1
+  end
+  for i = 1, #found, 2 do
+    local kind, call, value = string.sub(found[i], 1, 2), string.sub(found[i], 3), found[i + 1]
+    if kind == 's:' then
+      local step, round = string.match(value, '^decided (%d+) (%d+) ')
+      if step and taken(step, round, call) then
+        for _, each in ipairs({'s:', 'c:', 't:', 'd:'}) do
+          redis.call('HSET', ours, each .. call, redis.call('HGET', theirs, each .. call))
+        end
       end
-      redis.call('HSET', run, 'asked', '1')
-    end
-    local count, told = string.match(states[i + 1], '^(%d+) %d+ (.*)$')
-    if starts(states[i], 'a:') and told then
-      local answer = cjson.decode(told)
-      step, round = string.match(answer.questionId, '^(%d+)%.(%d+)$')
-      asked = step and step .. (round == '0' and '' or '+' .. round) .. ':' .. answer.toolCallId
-      if step and redis.call('HEXISTS', KEYS[9], asked) == 1 then
-        redis.call('HSET', ours, states[i], states[i + 1])
-        -- Answers to this run are counted on from there.
-        local before = tonumber(redis.call('HGET', run, 'decisions') or '0')
-        redis.call('HSET', run, 'decisions', int(math.max(tonumber(count), before)))
+    elseif kind == 'a:' then
+      local told = cjson.decode(string.match(value, '^%d+ %d+ (.*)$'))
+      local step, round = string.match(told.questionId, '^(%d+)%.(%d+)$')
+      if taken(step, round, told.toolCallId) then
+        redis.call('HSET', ours, found[i], value)
+        redis.call('HSET', run, 'asked', '1', 'decisions', redis.call('HGET', KEYS[12], 'decisions')) -- counted on from there
       end
     end
   end

@@ -207,7 +207,7 @@ async def test_a_call_that_nobody_answered_is_asked_anew_and_the_old_runs_is_clo
         await done(new)
 
 
-async def test_of_a_call_that_was_asked_twice_the_open_question_is_asked_anew(connected: Any) -> None:
+async def test_of_a_call_that_was_asked_twice_the_open_question_is_asked_anew(connected: Any, store: Store) -> None:
     counter, seen = Counter(), list[Any]()
 
     async def asks(ctx: RunContext[Any]) -> None:
@@ -224,23 +224,34 @@ async def test_of_a_call_that_was_asked_twice_the_open_question_is_asked_anew(co
         await old.cancel()
         new = await retried(agent, old.run_id)
         await eventually(lambda: _asked(new, 3), what="the second question in the new run")
+        assert (await new.status()).decisions == (await old.status()).decisions, "with the answer to the first one"
         await new.resume("c1", "second")
         await done(new)
+        decisions = (await new.status()).decisions or []
+        assert [decision.question_id for decision in decisions] == ["1.0", "1.1"]
+    assert [finding async for finding in Doctor(store).findings()] == []
     assert seen == [None, "first", "first", "second"]
 
 
-async def test_a_call_whose_deadline_has_failed_its_run_is_asked_anew(
+async def test_a_question_whose_deadline_has_failed_the_run_is_asked_anew(
     connected: Any, store: Store, settings: Settings
 ) -> None:
     counter = Counter()
-    deadline = {"durable": {"expires_in": 0.1, "on_expiry": "fail"}}
-    async with connected(counter.agent(requires_approval=True, metadata=deadline)) as agent:
+
+    async def asks(_: RunContext[Any]) -> None:
+        raise suspend("when?", expires_in=0.1, on_expiry="fail")
+
+    counter.does = asks
+    async with connected(counter.agent(requires_approval=True)) as agent:
         old = await agent.stream("charge")
+        await waits_for(old)
+        await old.approve("c1", actor="alice")
         await fails(old)
-        assert [decision.decision for decision in (await old.status()).decisions or []] == ["fail"]
-    runs = Runs(store, settings)
-    record, _ = await runs.retry(old.run_id)
-    assert await Decisions(store, runs).calls([record.run_id]) == [[]]
+        assert [decision.decision for decision in (await old.status()).decisions or []] == ["approve", "fail"]
+    record, _ = await Runs(store, settings).retry(old.run_id)
+    [(calls, decisions)] = await Decisions(store, Runs(store, settings)).calls_and_answers([record.run_id])
+    assert (calls, [decision.decision for decision in decisions]) == ([], ["approve"])
+    assert [finding async for finding in Doctor(store).findings()] == []
 
 
 async def test_what_the_agents_own_handler_allowed_was_begun_for_the_retry_too(bench: Workbench) -> None:
