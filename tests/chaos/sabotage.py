@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from durable.execution.record import CallRecord
 from durable.execution.turn import Turn
-from durable.scripts import APPEND, FINISH, REQUEUE, Script
+from durable.scripts import APPEND, CLAIM, FINISH, REQUEUE, Script
 from durable.translate import Translator
 from durable.writer import Note
 
@@ -19,6 +19,7 @@ _TEXTS: Final[dict[str, list[tuple[Script, str, str]]]] = {
     "fencing": [
         (APPEND, "record[1] ~= 'running' or record[2] ~= ARGV[2]", "false"),
         (FINISH, "record[1] ~= 'running' or record[2] ~= token", "false"),
+        (CLAIM, ", 'w:a' .. int(token - 1)", ""),  # else what it wrote last is forgotten, and its next batch is a gap
     ],
     # A batch is written as often as it is sent, as `XADD *` does.
     "retry": [
