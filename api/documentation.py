@@ -130,7 +130,8 @@ THREAD_MESSAGES: Final = {
             "role": "assistant",
             "content": "It is 7 degrees and dry in Basel.",
         },
-    ]
+    ],
+    "next": None,
 }
 DIAGNOSIS: Final = {
     "runId": "6mUYXuWMuVhRIctqrwgGLg",

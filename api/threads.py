@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from itertools import chain
+from functools import partial
 from typing import Annotated, Literal
 
+import orjson
 from fastapi import APIRouter, Query, Response
 from pydantic_ai.messages import ModelMessagesTypeAdapter
 
-from durable.threads import thread_messages
+from durable.threads import thread_page
 from durable.transcripts import folded
-from durable.views import ModelMessagePage, ThreadMessagePage, ThreadMessageView
+from durable.views import ThreadMessagePage, ThreadMessageView, ThreadModelMessagePage
 
 from .dependencies import TheBackend
 from .documentation import THREAD_MESSAGES, errors, example
@@ -20,7 +21,7 @@ router = APIRouter(prefix="/v1", tags=["threads"])
 
 @router.get(
     "/threads/{thread_id}/messages",
-    response_model=ThreadMessagePage | ModelMessagePage,
+    response_model=ThreadMessagePage | ThreadModelMessagePage,
     summary="Read a conversation",
     responses=example(200, THREAD_MESSAGES) | errors(400, 404, 409, 503),
 )
@@ -34,16 +35,31 @@ async def get_thread_messages(
     resource_id: Annotated[
         str | None, Query(alias="resourceId", description="Whose conversation it has to be.")
     ] = None,
+    order: Annotated[Literal["oldest", "newest"], Query(description="Which messages come first.")] = "oldest",
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(description="`next` of the page before, of the same order and format.")] = None,
 ) -> Response:
-    """What the runs of a thread have said, in order. A run adds to it when it is suspended and when it ends."""
-    exchanges = await thread_messages(backend.runs, thread_id, resource_id)
+    """What the runs of a thread have said. A run adds to it when it is suspended and when it ends."""
+    page = partial(
+        thread_page,
+        backend.runs,
+        thread_id,
+        resource_id=resource_id,
+        limit=limit,
+        cursor=cursor,
+        newest_first=order == "newest",
+    )
     if form == "pydantic-ai":
-        messages = list(chain.from_iterable(said for _, said in exchanges))
-        body = b'{"messages":%b}' % ModelMessagesTypeAdapter.dump_json(messages)
+        said, following = await page(list)
+        messages = ModelMessagesTypeAdapter.dump_json([message for _, message in said])
+        body = b'{"messages":%b,"next":%b}' % (messages, orjson.dumps(following))
         return Response(body, media_type="application/json")
+    found, following = await page(folded)
     views = [
-        ThreadMessageView(id=f"{run_id}.{number}", run_id=run_id, **view.model_dump(exclude_unset=True))
-        for run_id, said in exchanges
-        for number, view in enumerate(folded(said), 1)
+        ThreadMessageView(
+            id=f"{place.run_id}.{place.number}", run_id=place.run_id, **view.model_dump(exclude_unset=True)
+        )
+        for place, view in found
     ]
-    return Response(ThreadMessagePage(messages=views).model_dump_json(by_alias=True), media_type="application/json")
+    answer = ThreadMessagePage(messages=views, next=following)
+    return Response(answer.model_dump_json(by_alias=True), media_type="application/json")

@@ -7,8 +7,11 @@ at a run is given the same history.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+import re
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Final, Self, TypeVar
 
 from pydantic_ai.messages import (
     ModelMessage,
@@ -23,8 +26,15 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from durable.chunks.codec import without_surrogates
 from durable.conversation import Conversation, read_conversation
-from durable.errors import ThreadConflict, UnknownThread
+from durable.errors import InvalidRequest, ThreadConflict, UnknownThread
 from durable.runs import RunRecord, RunRequest, Runs, check_thread_id
+from durable.runs.record import RUN_ID
+
+T = TypeVar("T")
+
+READ_AT_ONCE: Final = 20
+"""Exchanges that are read at a time, at most: one has all that a run has said."""
+_CURSOR: Final = re.compile(rf"([0-9]{{1,9}})\.({RUN_ID.pattern})\.([0-9]{{1,9}})", re.ASCII)
 
 UNFINISHED = "This call has no result: its run ended before."
 
@@ -43,18 +53,60 @@ async def given(runs: Runs, record: RunRecord, request: RunRequest) -> Conversat
     return replace(conversation, history=[*history, *conversation.history], inherited=len(history))
 
 
-async def thread_messages(
-    runs: Runs, thread_id: str, resource_id: str | None = None
-) -> list[tuple[str, list[ModelMessage]]]:
-    """What each run of a thread has said, in order, with the run's id.
+@dataclass(frozen=True)
+class Place:
+    """A place in a thread: the last message that was seen.
+
+    Attributes:
+        exchange: Which of the thread's exchanges it is in, from 0.
+        run_id: Whose that was: a retry may have taken its place since.
+        number: Which message of the run it is, from 1.
+    """
+
+    exchange: int
+    run_id: str
+    number: int
+
+    @classmethod
+    def parse(cls, cursor: str) -> Self:
+        """The place that a cursor names.
+
+        Raises:
+            InvalidRequest: The cursor is not one of ours.
+        """
+        found = _CURSOR.fullmatch(cursor)
+        if found is None:
+            raise InvalidRequest("The cursor is not one that this server gave.")
+        return cls(int(found[1]), found[2], int(found[3]))
+
+    def __str__(self) -> str:
+        """The cursor."""
+        return f"{self.exchange}.{self.run_id}.{self.number}"
+
+
+async def thread_page(
+    runs: Runs,
+    thread_id: str,
+    as_told: Callable[[list[ModelMessage]], Sequence[T]],
+    *,
+    resource_id: str | None = None,
+    limit: int = 50,
+    cursor: str | None = None,
+    newest_first: bool = False,
+) -> tuple[list[tuple[Place, T]], str | None]:
+    """Messages of a thread with their places, and the cursor of the next page.
 
     Args:
         runs: Of the deployment.
         thread_id: The thread.
+        as_told: Makes of what a run has said the messages as they are told.
         resource_id: Whose it has to be, if that matters.
+        limit: Messages, at most.
+        cursor: Of a page of the same order and the same messages.
+        newest_first: Whether to read from the end.
 
     Raises:
-        InvalidRequest: The id is not one.
+        InvalidRequest: The id, or the cursor, is not one.
         UnknownThread: There is no such thread.
         ThreadConflict: It belongs to another resource.
         StoreUnavailable: Redis does not answer.
@@ -64,7 +116,38 @@ async def thread_messages(
         raise UnknownThread
     if resource_id is not None and resource_id != known["resource"]:
         raise ThreadConflict
-    return [_read(exchange) for exchange in await runs.exchanges(thread_id)]
+    seen, size = None if cursor is None else Place.parse(cursor), min(limit, READ_AT_ONCE)
+    found: list[tuple[Place, T]] = []
+    async with aclosing(_exchanges(runs, thread_id, seen, size, newest_first=newest_first)) as read:
+        async for index, (run_id, said) in read:
+            told = [(Place(index, run_id, number), message) for number, message in enumerate(as_told(said), 1)]
+            if seen is not None and (index, run_id) == (seen.exchange, seen.run_id):
+                told = told[: seen.number - 1] if newest_first else told[seen.number :]
+            found += reversed(told) if newest_first else told
+            if len(found) >= limit:
+                return found[:limit], str(found[limit - 1][0])
+    return found, None
+
+
+async def _exchanges(
+    runs: Runs, thread_id: str, seen: Place | None, size: int, *, newest_first: bool
+) -> AsyncGenerator[tuple[int, tuple[str, list[ModelMessage]]]]:
+    """What each run has said, with its place; from that of the last message seen, some at a time."""
+    if not newest_first:
+        start = 0 if seen is None else seen.exchange
+        while batch := await runs.exchanges(thread_id, size, start=start):
+            for index, value in enumerate(batch, start):
+                yield index, _read(value)
+            start += len(batch)
+        return
+    end = await runs.exchange_count(thread_id)
+    end = end if seen is None else min(end, seen.exchange + 1)
+    while end > 0:
+        start = max(0, end - size)
+        batch = await runs.exchanges(thread_id, end - start, start=start)
+        for index in reversed(range(len(batch))):
+            yield start + index, _read(batch[index])
+        end = start
 
 
 def exchange(run_id: str, conversation: Conversation, messages: Sequence[ModelMessage], *, whole: bool) -> bytes:

@@ -268,15 +268,27 @@ class ThreadMessageView(MessageView):
 
 
 class ThreadMessagePage(Wire):
-    """A thread's conversation, oldest message first."""
+    """A part of a thread's conversation.
+
+    Attributes:
+        messages: In the order that was asked for.
+        next: The cursor of the next page; None when this is the last.
+    """
 
     messages: list[ThreadMessageView]
+    next: str | None = None
 
 
 class ModelMessagePage(Wire):
     """A run's conversation as Pydantic AI's own message JSON, oldest message first."""
 
     messages: list[dict[str, Json]]
+
+
+class ThreadModelMessagePage(ModelMessagePage):
+    """A part of a thread's conversation as Pydantic AI's own message JSON, in the order that was asked for."""
+
+    next: str | None = None
 
 
 class Fact(Wire):

@@ -38,7 +38,6 @@ from durable.views import (
     RunStatus,
     RunView,
     ThreadMessagePage,
-    ThreadMessageView,
 )
 
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
@@ -201,15 +200,37 @@ class Client:
         path, params = f"{run_path(run_id)}/messages", {"format": "pydantic-ai"}
         return (await self._server.ask("GET", path, ModelMessagePage, params=params)).messages
 
-    async def thread_messages(self, thread_id: str, *, resource_id: str | None = None) -> list[ThreadMessageView]:
-        """What was said in a conversation, oldest first. `resource_id`: whose it has to be.
+    async def thread_messages(
+        self,
+        thread_id: str,
+        *,
+        resource_id: str | None = None,
+        newest_first: bool = False,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> ThreadMessagePage:
+        """A page of what was said in a conversation.
+
+        Args:
+            thread_id: The conversation.
+            resource_id: Whose it has to be.
+            newest_first: Whether to read from its end.
+            limit: Messages, at most; 1 to 200. Default: 50.
+            cursor: `next` of the page before, read in the same order.
 
         Raises:
             UnknownThread: There is none.
             ThreadConflict: It belongs to another resource.
+            InvalidRequest: The limit or the cursor is not one.
         """
-        path, params = f"/v1/threads/{segment(thread_id)}/messages", {"resourceId": resource_id}
-        return (await self._server.ask("GET", path, ThreadMessagePage, params=params)).messages
+        params = {
+            "resourceId": resource_id,
+            "order": "newest" if newest_first else None,
+            "limit": limit,
+            "cursor": cursor,
+        }
+        path = f"/v1/threads/{segment(thread_id)}/messages"
+        return await self._server.ask("GET", path, ThreadMessagePage, params=params)
 
     async def diagnosis(self, run_id: str) -> Diagnosis:
         """Why the run stands where it stands.

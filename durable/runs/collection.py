@@ -192,8 +192,8 @@ class Runs:
             entries = await self._store.redis.hgetall(self._store.keys.ledger(run_id))
         return {text(field): value for field, value in cast("dict[bytes, bytes]", entries).items()}
 
-    async def exchanges(self, thread_id: str, count: int | None = None) -> list[bytes]:
-        """What the runs of a thread have said, as it was written: the first `count` of them, or all.
+    async def exchanges(self, thread_id: str, count: int, *, start: int = 0) -> list[bytes]:
+        """What the runs of a thread have said, as it was written: `count` of them at most, from a place on.
 
         Raises:
             StoreUnavailable: Redis does not answer.
@@ -201,10 +201,17 @@ class Runs:
         if count == 0:
             return []
         async with self._store.guard():
-            found = await self._store.redis.lrange(
-                self._store.keys.exchanges(thread_id), 0, -1 if count is None else count - 1
-            )
+            found = await self._store.redis.lrange(self._store.keys.exchanges(thread_id), start, start + count - 1)
         return cast("list[bytes]", found)
+
+    async def exchange_count(self, thread_id: str) -> int:
+        """How many runs of a thread have said something.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        async with self._store.guard():
+            return int(await cast("Any", self._store.redis.llen(self._store.keys.exchanges(thread_id))))
 
     async def thread(self, thread_id: str) -> dict[str, str]:
         """What is known of a thread: `resource` and, while it has a run that has not ended, `live`; nothing when there

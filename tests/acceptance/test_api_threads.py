@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from pydantic_ai.messages import ModelMessagesTypeAdapter
 
+from durable import Client
 from tests.caller import Caller, assert_problem
+from tests.deployment import Deployment
 
 RUNS = "/v1/agents/scripted/runs"
 
@@ -43,6 +45,39 @@ def test_the_messages_of_a_thread_are_those_of_its_runs_with_lasting_ids(caller:
     native = caller.get("/v1/threads/api-2/messages", params={"format": "pydantic-ai"}).json()["messages"]
     assert len(ModelMessagesTypeAdapter.validate_python(native)) == 8
     assert len(caller.get(f"/v1/runs/{runs[1]}/messages").json()["messages"]) == 6
+
+
+def test_a_long_thread_is_read_in_pages(caller: Caller) -> None:
+    messages = [{"role": "user" if n % 2 else "assistant", "content": f"m{n}"} for n in range(1, 120)]
+    run = caller.post(
+        RUNS, json={"messages": [*messages[:-1], {"role": "user", "content": "say end"}], "threadId": "api-5"}
+    )
+    assert caller.ended(run.json()["runId"])["status"] == "completed"
+    path = "/v1/threads/api-5/messages"
+    for form, order in ((form, order) for form in ("roles", "pydantic-ai") for order in ("oldest", "newest")):
+        asked = {"format": form, "order": order}
+        pages = [caller.get(path, params=asked).json()]
+        assert len(pages[0]["messages"]) == 50, "not all of it, unless asked for"
+        while pages[-1]["next"] is not None:
+            pages.append(caller.get(path, params={**asked, "limit": 40, "cursor": pages[-1]["next"]}).json())
+        found = [message for page in pages for message in page["messages"]]
+        texts = [str(message["content"] if form == "roles" else message["parts"][0]["content"]) for message in found]
+        assert len(texts) == 120
+        assert texts[:: 1 if order == "oldest" else -1][:3] == ["m1", "m2", "m3"]
+    for wrong in ({"limit": 0}, {"limit": 201}, {"order": "random"}, {"cursor": "none"}):
+        assert_problem(caller.get(path, params=wrong), 400, "invalid_request")
+
+
+async def test_the_client_reads_a_thread_in_pages(deployment: Deployment) -> None:
+    async with Client(deployment.url) as client:
+        for prompt in ("say one", "say two"):
+            await client.result((await client.submit("scripted", prompt, thread_id="api-6")).run_id)
+        first = await client.thread_messages("api-6", limit=3)
+        rest = await client.thread_messages("api-6", limit=3, cursor=first.next)
+        newest = await client.thread_messages("api-6", newest_first=True)
+    assert (rest.next, newest.next) == (None, None)
+    assert [message.content for message in first.messages + rest.messages] == ["say one", "one ", "say two", "two "]
+    assert newest.messages == (first.messages + rest.messages)[::-1]
 
 
 def test_what_a_thread_refuses(caller: Caller) -> None:

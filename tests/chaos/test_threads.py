@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from pydantic_ai.messages import ModelMessagesTypeAdapter
 from durable.doctor import Doctor
 from durable.probes import Point
 from durable.sweeper import Sweeper
-from durable.threads import thread_messages
+from durable.threads import thread_page
 from tests.chaos.stage import Stage
 
 pytestmark = pytest.mark.timeout(120)
@@ -35,9 +36,10 @@ async def said(stage: Stage, thread: str) -> list[tuple[str, Any]]:
             return {name: without(item) for name, item in value.items() if name not in own}
         return [without(item) for item in value] if isinstance(value, list) else value
 
+    found, _ = await thread_page(stage.bench.runs, thread, list, limit=1000)
     return [
-        (run_id, without(ModelMessagesTypeAdapter.dump_python(messages, mode="json")))
-        for run_id, messages in await thread_messages(stage.bench.runs, thread)
+        (run_id, without(ModelMessagesTypeAdapter.dump_python([message for _, message in group], mode="json")))
+        for run_id, group in groupby(found, lambda one: one[0].run_id)
     ]
 
 

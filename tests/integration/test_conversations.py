@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator
+from itertools import groupby
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ from durable.errors import (
 from durable.runs import Runs
 from durable.settings import Settings
 from durable.store import Store, text
-from durable.threads import UNFINISHED, thread_messages
+from durable.threads import UNFINISHED, thread_page
 from tests.conftest import eventually
 from tests.workbench import Workbench, new_run
 
@@ -115,9 +116,17 @@ async def status(handle: RunHandle, wanted: str, reason: str | None = None) -> N
     await eventually(so, what=f"the run to be {wanted}")
 
 
+async def exchanges(
+    bench: Workbench, thread_id: str = "t", resource: str | None = None
+) -> dict[str, list[ModelMessage]]:
+    """The messages of each run of a thread."""
+    found, _ = await thread_page(bench.runs, thread_id, list, resource_id=resource, limit=10_000)
+    return {run_id: [said for _, said in group] for run_id, group in groupby(found, lambda one: one[0].run_id)}
+
+
 async def said(bench: Workbench, thread_id: str = "t") -> list[tuple[str, list[str]]]:
     """What each run of a thread has said."""
-    return [(run_id, lines(messages)) for run_id, messages in await thread_messages(bench.runs, thread_id)]
+    return [(run_id, lines(messages)) for run_id, messages in (await exchanges(bench, thread_id)).items()]
 
 
 async def sound(bench: Workbench) -> None:
@@ -423,11 +432,11 @@ async def test_a_thread_belongs_to_the_resource_that_made_it(connected: Any, ben
         await ended(await agent.stream("one", thread_id="nobodys"))
         with pytest.raises(ThreadConflict):
             await agent.stream("mine", thread_id="nobodys", resource_id="bob")
-    assert len(await thread_messages(bench.runs, "t", "alice")) == 2
+    assert len(await exchanges(bench, "t", "alice")) == 2
     with pytest.raises(ThreadConflict):
-        await thread_messages(bench.runs, "t", "bob")
+        await exchanges(bench, "t", "bob")
     with pytest.raises(UnknownThread):
-        await thread_messages(bench.runs, "there-is-none")
+        await exchanges(bench, "there-is-none")
 
 
 @pytest.mark.parametrize(
@@ -467,7 +476,7 @@ async def test_a_thread_of_a_thousand_messages_goes_on(connected: Any, bench: Wo
         result = await (await agent.stream("next", thread_id="t", run_id="r2")).result()
         assert len(result.all_messages()) == 1002
         assert len(result.new_messages()) == 2
-    assert [len(messages) for _, messages in await thread_messages(bench.runs, "t")] == [1000, 2]
+    assert [len(messages) for messages in (await exchanges(bench)).values()] == [1000, 2]
     assert lines(talk.asked[-1])[-3:] == ["last", talk_said(talk.asked[-1]), "next"]
 
 
