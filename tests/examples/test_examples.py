@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pydantic_ai.messages import ModelResponse, ToolCallPart
 
 from durable import create_durable_agent, fold_text
 from durable.chunks import UnknownChunk
-from examples import almanac
+from examples import almanac, background_research
 from examples.agents import agent, choose_model, to_fahrenheit, usual_temperature
 from examples.demo import DemoFailed, Observer, prove
 from examples.offline_model import LABEL, MODEL_NAME, offline_model
@@ -38,10 +39,10 @@ def no_provider(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def run_example(name: str, **env: str) -> str:
+def run_example(name: str, *arguments: str, **env: str) -> str:
     """Run an example as a user would; its output."""
     ended = subprocess.run(
-        [sys.executable, "-W", "error", str(Path("examples") / name)],
+        [sys.executable, "-W", "error", str(Path("examples") / name), *arguments],
         cwd=ROOT,
         env={**os.environ, **dict.fromkeys(KEYS, ""), **env},
         capture_output=True,
@@ -67,6 +68,39 @@ def test_the_example_of_approvals_uses_what_the_people_say() -> None:
     assert "refund: approve by ada\n" in told
     assert "apologise: resume by grace\n" in told
     assert "refunded 100 for order 4711; wrote 'We are sorry.'." in told
+
+
+RESULTS = {
+    "search_papers": "A paper dates tea leaves from a tomb to the second century BC.",
+    "search_archive": "The archive first has coffee in the fifteenth century.",
+    "ask_librarian": "The librarian says that tea is the older one.",
+}
+ANSWER = " ".join(RESULTS.values())
+
+
+def test_the_research_in_the_background_is_left_and_observed_until_all_is_idle() -> None:
+    before, _, after = run_example("background_research.py").partition("\nleft run ")
+
+    for search in background_research.SEARCHES:
+        assert f"[{search} has begun]" in before + after
+        assert (before + after).count(f"[{search}: {RESULTS[search]}]") == 1
+    assert "3 searches are under way; I shall tell you what they find.\n" in before
+    assert after.endswith(f"all is idle; the answer: (This is a script, not a language model.) {ANSWER}\n")
+
+
+def test_research_that_workers_do_goes_on_when_the_process_that_asked_has_ended(redis_url: str) -> None:
+    with Deployment(redis_url, agents="examples.background_research", env=dict.fromkeys(KEYS, "")) as served:
+        served.start_api()
+        served.start_worker()
+        env = {"DURABLE_REDIS_URL": redis_url, "DURABLE_PREFIX": served.prefix}
+        before = run_example("background_research.py", "leave", **env)
+        run, chunk = re.findall(r"\nleft run (\S+) after chunk (\d+)\n", before)[0]
+        after = run_example("background_research.py", "come-back", run, chunk, **env)
+
+    assert "3 searches are under way; I shall tell you what they find.\n" in before
+    assert after.endswith(f"all is idle; the answer: (This is a script, not a language model.) {ANSWER}\n")
+    for search in background_research.SEARCHES:
+        assert (before + after).count(f"[{search}: {RESULTS[search]}]") == 1
 
 
 def test_the_client_example_leaves_a_run_and_comes_back_for_the_rest(served: Deployment) -> None:
