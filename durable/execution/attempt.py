@@ -208,6 +208,7 @@ class Attempt:
             waits,
             told,
             submit,
+            self._probe,
         )
 
     def start(self) -> asyncio.Task[Outcome]:
@@ -259,6 +260,8 @@ class Attempt:
                 return Outcome.LOST
         finally:
             self.lookout.end()
+            if self._mirror is not None:
+                self._mirror.end()
 
     async def _after(self, raised: BaseException) -> Outcome:
         """What the attempt ends with, after something was raised."""
@@ -361,6 +364,8 @@ class Attempt:
             await self._writer.flush()
         except LeaseLost:
             return Outcome.LOST
+        if self._mirror is not None:
+            await self._mirror.flush()
         return outcome
 
     @property

@@ -23,8 +23,9 @@ from durable.chunks import Chunk, ErrorInfo, ToolError, ToolErrorPayload
 from durable.chunks.base import Json
 from durable.decisions import Answer
 from durable.definition import AgentDefinition
-from durable.errors import StoreUnavailable
+from durable.errors import RunConflict, RunExpired, StoreUnavailable
 from durable.execution.waits import BACKGROUND, Waits
+from durable.probes import Point, Probe
 from durable.runs import TASK, NewRun, Parent, RunRecord, RunRequest, ToolCallRequest
 from durable.settings import Settings
 from durable.suspension import RunSuspended, Suspension
@@ -50,6 +51,7 @@ class Delegation:
         waits: Knows what its tasks have come to.
         told: The tasks whose results the model was told of, by the names of their calls in the ledger.
         submit: Creates a run, and wakes somebody who executes it.
+        probe: Passed at each point.
 
     Attributes:
         told: As given, with what was told since.
@@ -66,6 +68,7 @@ class Delegation:
         waits: Waits,
         told: Sequence[str],
         submit: Submit,
+        probe: Probe,
     ) -> None:
         self.told = list(told)
         self._definition = definition
@@ -76,6 +79,7 @@ class Delegation:
         self._entries = entries
         self._waits = waits
         self._submit = submit
+        self._probe = probe
         self._deferred = dict(_deferred(entries))
 
     def disposition(self, tool: str, options: ToolOptions, chosen: Disposition | None) -> Disposition:
@@ -123,11 +127,20 @@ class Delegation:
             on_limit=options.on_limit,
             **(self._sub_agent(call, options) if options.agent is not None else self._task(call, options)),
         )
+        self._probe(Point.DELEGATE_BEFORE)
+        task = await self._create(new)
+        self._probe(Point.DELEGATE_AFTER)
+        return task
+
+    async def _create(self, new: NewRun) -> str:
         while True:
             try:
                 return (await self._submit(new)).run_id
             except StoreUnavailable:
                 await asyncio.sleep(0.2)  # the attempt ends when its lease does
+            except (RunConflict, RunExpired):
+                # Its id follows from the call: an earlier attempt has started it, if with other options of the tool.
+                return str(new.run_id)
 
     def as_outcome(self, task: str, tool: str, disposition: Disposition) -> ledger.Outcome:
         """What is recorded of a call that a task makes."""

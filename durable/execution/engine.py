@@ -272,7 +272,7 @@ class Engine:
             suspend=partial(suspend, self._store, lease),
             submit=self._submit,
             waiting=partial(self._waiting, lease.run_id),
-            mirror=None if record.parent_run_id is None else Mirror(self._store, lease, Report(record, _args(request))),
+            mirror=self._mirror(record, request, lease),
             threads=threads,
             probe=self._probe,
         )
@@ -302,6 +302,12 @@ class Engine:
             raise
         finally:
             self._threads.give_up(threads)
+
+    def _mirror(self, record: RunRecord, request: RunRequest, lease: Lease) -> Mirror | None:
+        """What tells the run that has started this one of it."""
+        if record.parent_run_id is None:
+            return None
+        return Mirror(self._store, lease, Report(record, _args(request)), self._probe)
 
     async def _load(self, record: RunRecord, lease: Lease) -> tuple[RunRequest, StartPoint, ErrorInfo | None]:
         """What the run is asked to do and where it stands, and why it can't be executed if it can't."""

@@ -15,6 +15,7 @@ from typing import Final
 from durable.chunks import Chunk, ToolOutput, encode_body
 from durable.errors import StoreUnavailable
 from durable.leases import Lease
+from durable.probes import Point, Probe, silent
 from durable.runs.reports import Report
 from durable.scripts import MIRROR, Arg
 from durable.store import Store
@@ -34,10 +35,12 @@ class Mirror:
         store: Where both are.
         lease: The attempt's.
         report: Words it.
+        probe: Passed at each point.
     """
 
-    def __init__(self, store: Store, lease: Lease, report: Report) -> None:
+    def __init__(self, store: Store, lease: Lease, report: Report, probe: Probe = silent) -> None:
         self.report = report
+        self._probe = probe
         self._store = store
         self._lease = lease
         self._waiting: deque[Chunk] = deque(maxlen=MOST)
@@ -49,6 +52,7 @@ class Mirror:
         """Write chunks to the parent's log. Nothing is lost but news if Redis does not answer."""
         if not chunks:
             return
+        self._probe(Point.MIRROR_BEFORE)
         self._number += 1
         bodies = b"\n".join(encode_body(chunk) for chunk in chunks)
         args: list[Arg] = [self._lease.run_id, self._lease.token, self._number, bodies]
@@ -56,14 +60,15 @@ class Mirror:
             await self._store.run(MIRROR, [self._store.keys.run(self._lease.run_id)], args)
         except StoreUnavailable:
             log.info("run %s: its parent is not told what it does", self._lease.run_id)
+        self._probe(Point.MIRROR_AFTER)
 
     def hear(self, chunk: Chunk) -> None:
         """Take what the run writes to its own log."""
         if not isinstance(chunk, ToolOutput):
             return
         self._waiting.append(self.report.output(chunk))
-        if self._task is None or self._task.done() or len(self._waiting) == 1:
-            self._task = asyncio.get_running_loop().create_task(self._tell_soon(), name="mirror")
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._tell_all(), name="mirror")
 
     async def flush(self) -> None:
         """Tell what waits."""
@@ -71,10 +76,17 @@ class Mirror:
             self._hurry.set()
             await self._task
 
-    async def _tell_soon(self) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(PAUSE):
-                await self._hurry.wait()
-        chunks = list(self._waiting)
-        self._waiting.clear()
-        await self.tell(*chunks)
+    def end(self) -> None:
+        """Tell no more."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _tell_all(self) -> None:
+        """One after the other: a message that is sent again is known by the number of the last one."""
+        while self._waiting:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PAUSE):
+                    await self._hurry.wait()
+            chunks = list(self._waiting)
+            self._waiting.clear()
+            await self.tell(*chunks)

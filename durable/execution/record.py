@@ -122,9 +122,11 @@ class CallRecord:
         if outcome.task is not None:
             self._translator.recorded(tool_call_id)  # its result is told when it comes
         note = Note(field=field, value=ledger.encode(outcome))
+        self._probe(Point.DELEGATED_BEFORE)
         self._writer.write(BackgroundTaskStarted(payload=payload), note)
         self.advanced = True
         await self._writer.flush()
+        self._probe(Point.DELEGATED_AFTER)
         return field
 
     def denied(self, tool_call_id: str) -> None:

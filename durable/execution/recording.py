@@ -106,6 +106,7 @@ class RecordingToolset(WrapperToolset[Any]):
     entered: Callable[[RunContext[Any]], None]
     needs_approval: ApprovalCheck
     delegation: Delegation
+    idempotency_key: Callable[[str], str]
     again: Callable[[BaseException], bool]
     task: ToolCallRequest | None = None
     kinds: dict[str, str] = field(default_factory=dict)
@@ -157,7 +158,8 @@ class RecordingToolset(WrapperToolset[Any]):
         suspension = await self._waits_for(call, interrupted=interrupted) or call.again
         if suspension is not None:
             return await self._suspend(call, suspension)
-        return await self._delegate(call) or await self._execute(call)
+        begun = interrupted or entry == ledger.AGAIN or call.asked is not None  # here, as there was no place for a task
+        return (None if begun else await self._delegate(call)) or await self._execute(call)
 
     async def _waits_for(self, call: _Call, *, interrupted: bool) -> Suspension | None:
         """What the call has to wait for before its body may run."""
@@ -213,6 +215,7 @@ class RecordingToolset(WrapperToolset[Any]):
             tool_name=call.name,
             tool_call_id=call.id,
             args={name: value for name, value in (args or {}).items() if name != CHOICE},
+            idempotency_key=self.idempotency_key(call.id),
             approved=bool(call.ctx.tool_call_approved),
             retries=options.retries,
             retry_seconds=options.retry_seconds,

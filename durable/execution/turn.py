@@ -449,6 +449,7 @@ class Turn:
             waits=self.waits,
             needs_approval=self._policies.apply,
             delegation=self.delegation,
+            idempotency_key=self._idempotency_key,
             again=self._again,
             task=self._request.tool_call,
         )
@@ -459,17 +460,24 @@ class Turn:
         return self._tries_left > 0 and not given_up
 
     def _tool_context(self, call_id: str, name: str) -> ToolContext:
-        lease, step = self._writer.lease, self.record.step
+        lease = self._writer.lease
         return ToolContext(
             run_id=lease.run_id,
             attempt=lease.token,
             tool_call_id=call_id,
             tool_name=name,
-            idempotency_key=f"{self._start.maker_of(step, lease.run_id)}:{ledger.key(step, call_id)}",
+            idempotency_key=self._idempotency_key(call_id),
             write=self._say,
             room=self._writer.room,
             loop=asyncio.get_running_loop(),
         )
+
+    def _idempotency_key(self, call_id: str) -> str:
+        """The key of a call of this step, also where a task makes it."""
+        if self._request.tool_call is not None:
+            return self._request.tool_call.idempotency_key
+        step = self.record.step
+        return f"{self._start.maker_of(step, self._writer.lease.run_id)}:{ledger.key(step, call_id)}"
 
     def _say(self, chunk: Chunk) -> None:
         """Write what a tool says."""

@@ -224,8 +224,9 @@ class Waits:
             declined = answer is not None and answer.kind == "decline"
             if answer is None:
                 self._leave_open(self.seen)
-            elif declined and call.tool_call_id in made_here - approvals:
-                # A denial is no result here, in Pydantic AI's eyes: it is given at once where the call is made.
+            elif answer.kind == "outcome" or (declined and call.tool_call_id in made_here - approvals):
+                # A denial is no result here, in Pydantic AI's eyes, and what a task came to is more than a result:
+                # they are given at once where the call is made.
                 self._leave_open(self.seen - 1)
                 continue
             elif call.tool_call_id in approvals:

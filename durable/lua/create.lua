@@ -9,28 +9,31 @@
 -- Returns {'created' | 'exists' | 'conflict' | 'expired', run id, time of creation or ''} | {'foreign', thread id}, of
 --      another resource | {'busy', live run, its status} | {'orphan'}, its parent is not executed by who starts it
 --      | {'full', limit}, of a task that is not to wait for a place
--- The tasks of the old run go on for the new one. What those came to that have ended since is known.
-local function adopt(run, run_id, old, known)
+-- The tasks of the old run go on for the new one, unless they do for another retry of it. What those came to that have
+-- ended since is known.
+local function adopt(run, run_id, old, old_id, known)
   local children = redis.call('HGETALL', old .. ':children')
   for i = 1, #children, 2 do
     local child = run_of(run, run_id, children[i])
-    local record = redis.call('HMGET', child, 'status', 'outcome', 'parentCall')
+    local record = redis.call('HMGET', child, 'status', 'outcome', 'parentCall', 'parentRunId')
     if record[2] then
       known[answer_of(record[3])] = record[2]
-    elseif record[1] then
+    elseif record[4] == old_id then
       redis.call('HSET', child, 'parentRunId', run_id)
       redis.call('HSET', run .. ':children', children[i], 'live')
     end
   end
 end
 
--- Whether a task that a call waits for goes on, or has done well.
+-- Whether a task of a call goes on for this run, or has done well.
 local function goes_on(run, run_id, task, outcome)
+  local record = redis.call('HMGET', run_of(run, run_id, task), 'status', 'cancelRequested', 'parentRunId')
   if outcome then
-    return not string.find(outcome, '"entry":{"kind":"raised"', 1, true)
+    return record[1] ~= 'cancelled' and not string.find(outcome, '"entry":{"kind":"raised"', 1, true)
   end
-  local record = redis.call('HMGET', run_of(run, run_id, task), 'status', 'cancelRequested')
-  return (record[1] == 'queued' or record[1] == 'running' or record[1] == 'suspended') and not record[2]
+  return (record[1] == 'queued' or record[1] == 'running' or record[1] == 'suspended')
+    and not record[2]
+    and record[3] == run_id
 end
 
 local run, request, tombstone = KEYS[1], KEYS[2], KEYS[3]
@@ -148,7 +151,7 @@ if KEYS[10] then
   for i = 1, #entries, 2 do
     known[entries[i]] = entries[i + 1]
   end
-  adopt(run, run_id, KEYS[12], known)
+  adopt(run, run_id, KEYS[12], fields.retryOf, known)
   for field, value in pairs(known) do
     -- A failure that ended the old run must not end the new one before it has begun; nobody can answer the calls for
     -- which the old one waited: the new one asks again. What the agent's own handlers let go on had no answer.
@@ -157,8 +160,14 @@ if KEYS[10] then
     local answered = known[answer] and not starts(known[answer], '{"kind":"fail"')
     local left = asked and not answered and not (known[following] and cjson.decode(value)['for'].announced == false)
     if asked and string.find(value, '"for":{"kind":"task"', 1, true) then
-      left = not goes_on(run, run_id, cjson.decode(value)['for'].payload.taskId, known[answer])
+      local told = known[following] and not starts(known[following], '{"kind":"raised')
+      left = not told and not goes_on(run, run_id, cjson.decode(value)['for'].payload.taskId, known[answer])
       anew[answer] = left
+    end
+    -- Nobody would ever tell what a task came to that does not go on for this run.
+    local task = string.match(value, ',"task":%["(task%-%x+)","[^"]*"%]}$')
+    if task and not known[answer] and not goes_on(run, run_id, task) then
+      left = true
     end
     if not (starts(value, '{"kind":"raised') or starts(value, '{"kind":"fail"') or left) then
       redis.call('HSET', KEYS[9], field, value)

@@ -119,14 +119,22 @@ local function offer(run, run_id, places)
   end
 end
 
+-- Offers the places that are free to others: this task does not take them now. It may have been offered them.
+local function pass_on(run, run_id)
+  for _, limit in ipairs(limits_of(run, run_id)) do
+    if redis.call('SCARD', limit[1]) < limit[2] then
+      offer(run, run_id, limit[1])
+    end
+  end
+end
+
 -- A task gives up its places, and what it waits for.
 local function vacate(run, run_id)
   for _, limit in ipairs(limits_of(run, run_id)) do
     redis.call('ZREM', limit[1] .. ':waiting', run_id)
-    if redis.call('SREM', limit[1], run_id) == 1 then
-      offer(run, run_id, limit[1])
-    end
+    redis.call('SREM', limit[1], run_id)
   end
+  pass_on(run, run_id)
 end
 
 -- `indexes` starts the names of the sorted sets of runs, one a status. Tasks have sets of their own.

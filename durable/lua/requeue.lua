@@ -33,6 +33,8 @@ else
   elseif status ~= 'queued' then
     redis.call('ZREM', KEYS[3], run_id)
     return 0
+  else
+    pass_on(run, run_id) -- it may have been woken for a place that nobody takes: its queue may have no worker
   end
 end
 -- A run that waits in a long queue is woken again and again, but ever more seldom.

@@ -41,6 +41,7 @@ class ToolCallRequest(Wire):
         tool_name: The tool.
         tool_call_id: The model's id for the call.
         args: What the model called it with.
+        idempotency_key: That of the call, in whatever run it is made.
         approved: Whether somebody has allowed it.
         retries: How often it is made again when the tool raises.
         retry_seconds: The longest first pause before that; it doubles each time.
@@ -51,6 +52,7 @@ class ToolCallRequest(Wire):
     tool_name: str
     tool_call_id: str
     args: dict[str, Json]
+    idempotency_key: str
     approved: bool = False
     retries: int = 0
     retry_seconds: float = 1.0
