@@ -17,9 +17,12 @@ from pydantic.alias_generators import to_camel
 from api.app import create_app
 from api.bodies import SubmitBody
 from api.problems import STATUSES
+from durable.background.dispositions import CHOICES
 from durable.chunks import KNOWN_TYPES, Chunk, ErrorInfo, StepResult, Usage, parse
 from durable.cli.exits import Exit
+from durable.runs.record import LONGEST_IDLE
 from durable.settings import Settings
+from durable.tool_options import ToolOptions
 from durable.views import RunView
 from worker.host import EXIT_STALLED
 from worker.pool import EXIT_HUNG
@@ -27,6 +30,7 @@ from worker.program import EXIT_CONFIG
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
+TASKS = "background-tasks.md"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -139,6 +143,56 @@ def test_every_variable_that_is_named_exists() -> None:
     text = "".join(path.read_text("utf-8") for path in PAGES)
 
     assert set(re.findall(r"DURABLE_[A-Z_]+[A-Z]", text)) <= known
+
+
+def test_the_page_of_background_tasks_lists_every_option_of_a_tool_with_its_default() -> None:
+    written = {row[0].strip("`"): row[1].strip("`") for row in rows(section(page(TASKS), "## What a tool may say"))}
+    own = {name: field.default for name, field in ToolOptions.model_fields.items() if name != "agent"}
+
+    assert written == {
+        name: "the tool" if name == "concurrency_key" else "its agent's" if name == "queue" else in_python(value)
+        for name, value in own.items()
+    }
+
+
+def in_python(value: Any) -> str:
+    """A default as the page has it."""
+    return "none" if value is None else json.dumps(value) if isinstance(value, str) else repr(value)
+
+
+def test_the_page_of_background_tasks_tells_of_every_disposition_and_of_every_chunk() -> None:
+    text = page(TASKS)
+    ways = rows(section(text, "## Which way to make a call"))
+    told = " ".join(row[1] for row in rows(section(text, "### What is told where"))) + text
+
+    assert {way for row in ways for way in re.findall(r'"(\w+)"', row[0])} == set(CHOICES)
+    assert [kind for kind in KNOWN_TYPES if kind.startswith("background-task-") and f"`{kind}`" not in told] == []
+
+
+def test_the_page_of_background_tasks_tells_how_long_a_run_waits_and_a_task_is_kept() -> None:
+    fields = Settings.model_fields
+    kept = (fields["task_retention_seconds"].default, fields["failed_task_retention_seconds"].default)
+
+    assert f"waits for {LONGEST_IDLE:g} seconds in a row" in page(TASKS)
+    assert kept == (3600, 86_400)
+    assert "can be read for an hour, any other for a day" in page(TASKS)
+
+
+def test_the_first_example_of_background_tasks_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = [code for code in blocks(page(TASKS), "python") if code.startswith("# researching.py")]
+    exec(compile(code, "researching.py", "exec", dont_inherit=True), {"__name__": "researching"})  # noqa: S102
+
+    kinds = capsys.readouterr().out.split()
+    assert sorted(set(kinds) - {"background-task-progress"}) == sorted(
+        f"background-task-{kind}" for kind in ("started", "running", "output", "completed")
+    )
+
+
+def test_agents_that_ask_agents_on_the_page_can_be_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    for code in blocks(page(TASKS), "python"):
+        if "openai:" in code:
+            exec(compile(code, TASKS, "exec", dont_inherit=True), {"__name__": "page"})  # noqa: S102  our own page
 
 
 def test_the_wire_page_lists_exactly_the_known_types() -> None:
