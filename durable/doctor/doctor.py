@@ -17,7 +17,7 @@ from durable.doctor.record import Snapshot, Wait, is_whole, judge
 from durable.errors import LedgerCorrupt
 from durable.journal import Entry, Rows
 from durable.runs import RunRecord
-from durable.runs.record import RUN_ID
+from durable.runs.record import RUN_ID, TASK
 from durable.store import Store, text
 from durable.views import RunStatus
 
@@ -117,13 +117,16 @@ class Doctor:
         }
         while True:
             async with self._store.guard():
-                agent, created, thread = await self._store.redis.hmget(own["run"], ["agent", "createdAt", "threadId"])
+                agent, created, thread, kind = await self._store.redis.hmget(
+                    own["run"], ["agent", "createdAt", "threadId", "kind"]
+                )
+                runs = keys.tasks if text(kind or b"") == TASK else keys.runs
                 async with self._store.redis.pipeline(transaction=True) as pipe:
                     pipe.hgetall(own["run"])
                     pipe.zscore(keys.leases, f"{run_id}:{text(token)}")
                     pipe.zscore(keys.wakeups, run_id)
-                    pipe.zscore(keys.runs(), run_id)
-                    pipe.zscore(keys.runs(agent=text(agent or b"?")), run_id)
+                    pipe.zscore(runs(), run_id)
+                    pipe.zscore(runs(agent=text(agent or b"?")), run_id)
                     pipe.hget(keys.thread(text(thread or b"?")), "live")
                     pipe.lpos(keys.thread_queue(text(thread or b"?")), run_id)
                     pipe.llen(own["checkpoints"])
@@ -133,7 +136,7 @@ class Doctor:
                         for call in sorted(names):
                             pipe.zscore(index, f"{run_id}:{call}")
                     for status in RunStatus:
-                        pipe.zscore(keys.runs(status=status), run_id)
+                        pipe.zscore(runs(status=status), run_id)
                     for name in own.values():
                         pipe.ttl(name)
                     replies = await pipe.execute()
@@ -193,6 +196,8 @@ class Doctor:
             return Recorded.UNREADABLE
         if outcome is None:
             return Recorded.STARTED
+        if outcome.task is not None:
+            return Recorded.ASKED
         if outcome.suspended is None:
             return Recorded.ENDED
         return Recorded.ASKED if outcome.suspended.announced else Recorded.TO_BE_ASKED
@@ -206,15 +211,16 @@ class Doctor:
         read.)"""
         keys = self._store.keys
         for status in _LIVE:
-            async for run_id in self._members(keys.runs(status=status)):
-                if not await self._fits(keys.runs(status=status), run_id, run_id, {status}):
-                    yield Finding(run_id, "index", f"It is in the index of {status} runs, and its record is not.")
+            for index in (keys.runs(status=status), keys.tasks(status=status)):
+                async for run_id in self._members(index):
+                    if not await self._fits(index, run_id, run_id, {status}):
+                        yield Finding(run_id, "index", f"It is in the index of {status} runs, and its record is not.")
         async for member in self._members(keys.leases):
             run_id, _, token = member.rpartition(":")
             if not await self._fits(keys.leases, member, run_id, {RunStatus.RUNNING}, token):
                 yield Finding(run_id, "state", f"There is a lease of attempt {token}, which is not running.")
         async for run_id in self._members(keys.wakeups):
-            if not await self._fits(keys.wakeups, run_id, run_id, {RunStatus.QUEUED}):
+            if not await self._fits(keys.wakeups, run_id, run_id, {RunStatus.QUEUED, RunStatus.SUSPENDED}):
                 yield Finding(run_id, "state", "There is a wake-up, and no run that waits for it.")
 
     async def _stray_calls(self) -> AsyncIterator[Finding]:

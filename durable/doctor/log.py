@@ -15,11 +15,20 @@ from durable import ledger
 from durable.chunks.base import Json
 from durable.doctor.finding import Finding
 from durable.journal import Entry
-from durable.runs import RunRecord
+from durable.runs import TASK, RunRecord
 
 _OUTCOMES: Final = frozenset({"tool-result", "tool-error", "tool-output-denied"})
-_ASKING: Final = frozenset({"tool-call-approval", "tool-call-suspended"})
-_ANSWERS: Final = frozenset({"tool-call-decided", "tool-output-denied"})
+# A call that a background task makes waits for it, also if the run goes on meanwhile.
+_ASKING: Final = frozenset({"tool-call-approval", "tool-call-suspended", "background-task-started"})
+_ANSWERS: Final = frozenset(
+    {
+        "tool-call-decided",
+        "tool-output-denied",
+        "background-task-completed",
+        "background-task-failed",
+        "background-task-cancelled",
+    }
+)
 _OF_CALLS: Final = _OUTCOMES | _ASKING | _ANSWERS
 
 
@@ -54,6 +63,11 @@ class LogReview:
     _finals: list[int] = field(default_factory=list)
     _step: int | None = None
     _first_step: int | None = None
+    _delegated: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.record.kind == TASK:
+            self._step = 1  # it begins where a model has made a call
 
     def take(self, entry: Entry) -> Iterator[Finding]:
         """Take the next entry."""
@@ -112,7 +126,11 @@ class LogReview:
         # What the provider's own tools return is part of the model's response: it may be torn and come again.
         if kind not in _OF_CALLS or self._step is None or payload.get("providerExecuted"):
             return
-        call = ledger.key(self._step, payload["toolCallId"])
+        if kind == "background-task-started":
+            self._delegated[payload["toolCallId"]] = self._step
+        # What a task comes to may be told in a later step.
+        step = self._delegated.get(payload["toolCallId"], self._step)
+        call = ledger.key(step, payload["toolCallId"])
         if ledger.is_judgement(call):
             return  # a goal that was paused: no tool was called
         if kind in _OUTCOMES:

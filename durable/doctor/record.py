@@ -103,11 +103,12 @@ def _state(found: Snapshot) -> Iterator[tuple[str, str]]:
     record, status = found.record, found.record.status
     if status is RunStatus.RUNNING and not found.leased:
         yield "state", "It is running and has no lease: nobody would notice that it is lost."
-    if status is RunStatus.QUEUED and not found.woken and not record.behind:
+    if status is RunStatus.QUEUED and not found.woken and not record.behind and "limits" not in record.fields:
         yield "state", "It is queued and has no wake-up: nobody would execute it if its message is lost."
     if status is not RunStatus.RUNNING and found.leased:
         yield "state", f"It is {status} and has a lease."
-    if status is not RunStatus.QUEUED and found.woken:
+    idles = status is RunStatus.SUSPENDED and "idleUntil" in record.fields
+    if status is not RunStatus.QUEUED and found.woken and not idles:
         yield "state", f"It is {status} and has a wake-up."
     if status is RunStatus.SUSPENDED and "reason" not in record.fields:
         yield "state", "It is suspended, and nothing says until what."

@@ -10,11 +10,12 @@ from durable.chunks import Chunk
 from durable.decisions import Answer
 from durable.doctor import Doctor
 from durable.fold import Folder
-from tests.chaos.effective import counted, effective
+from tests.chaos.effective import TASKS, counted, effective, nameless
 from tests.chaos.forks import Report
+from tests.chaos.judge import log_faults
 from tests.chaos.stage import Stage
 
-SETTLED: Final = ("tool-call", "tool-result", "tool-error", "tool-output-denied")
+SETTLED: Final = ("tool-call", "tool-result", "tool-error", "tool-output-denied", *TASKS)
 ASKED: Final = ("tool-call-approval", "tool-call-suspended", "tool-call-decided")
 """Chunks that each call has, or has not, as often as in any other run that did the same."""
 
@@ -46,11 +47,12 @@ class Reference:
         record = await stage.record(run_id)
         found.passed = [report.passed for report in reports]
         found.chunks = await stage.bench.chunks(run_id)
-        found.record = (record.json("output"), record.view().usage, record.status)
+        found.record = (nameless(record.json("output")), record.view().usage, record.status)
         found.messages = await stage.messages(run_id)
         entries = await stage.bench.runs.ledger(run_id)
         found.ledger = {name: _timeless(entry) if ledger.is_answer(name) else entry for name, entry in entries.items()}
-        found.effects = Counter(effect.key.removeprefix(run_id) for effect in stage.effects(run_id))
+        found.ledger = {name: nameless(entry.decode()).encode() for name, entry in found.ledger.items()}
+        found.effects = Counter(nameless(effect.key.removeprefix(run_id)) for effect in stage.effects(run_id))
         return found
 
 
@@ -60,18 +62,23 @@ def _timeless(answer: bytes) -> bytes:
 
 
 async def recorded(stage: Stage, run_id: str) -> set[str]:
-    """The calls that are complete, by their key without the run's id."""
+    """The calls that are complete, by their key without the run's id; those of its tasks, too."""
     found = set()
-    for field, entry in (await stage.bench.runs.ledger(run_id)).items():
-        outcome = None if ledger.is_answer(field) else ledger.decode(entry)
-        if outcome is not None and outcome.suspended is None:
-            found.add(f":{ledger.key(ledger.step_of(field), field.partition(':')[2])}")
+    for each in await stage.family(run_id):
+        call = (await stage.bench.runs.request(each)).tool_call
+        for field, entry in (await stage.bench.runs.ledger(each)).items():
+            outcome = None if ledger.is_answer(field) else ledger.decode(entry)
+            if outcome is not None and outcome.suspended is None and outcome.task is None:
+                key = f"{each}:{ledger.key(ledger.step_of(field), field.partition(':')[2])}"
+                found.add(nameless((call.idempotency_key if call is not None else key).removeprefix(run_id)))
     return found
 
 
 async def compare(stage: Stage, whole: Reference, run_id: str, where: str, *, torn: int, complete: set[str]) -> None:
     """What counts of the run is what counts of the one that never crashed."""
     found = await Reference.of(stage, run_id)
+    for task in (await stage.family(run_id))[1:]:
+        assert log_faults(await stage.bench.chunks(task)) == [], where
     assert await Doctor(stage.bench.store).examine(run_id) == set(), where
     assert found.record == whole.record, where
     assert found.messages == whole.messages, where

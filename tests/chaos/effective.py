@@ -7,6 +7,7 @@ tools that run side by side end in any order.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -15,9 +16,22 @@ from durable.fold import void_range
 
 _OUTCOMES: Final = frozenset({"tool-result", "tool-error"})
 _DELTAS: Final = {"text-delta": "text", "reasoning-delta": "text", "tool-call-delta": "argsTextDelta"}
-_OWN: Final = frozenset({"startedAt", "messageId", "timestamp", "id", "void", "duration"})
+_OWN: Final = frozenset(
+    {"startedAt", "completedAt", "suspendedAt", "since", "messageId", "timestamp", "id", "void", "duration"}
+)
 _WAITS: Final = ("tool-call-approval", "tool-call-suspended", "tool-call-decided", "tool-output-denied")
-_ANY_ORDER: Final = ("tool-call", *sorted(_OUTCOMES), *_WAITS)
+TASKS: Final = (
+    "background-task-started",
+    "background-task-running",
+    "background-task-suspended",
+    "background-task-resumed",
+    "background-task-completed",
+    "background-task-failed",
+    "background-task-cancelled",
+)
+"""Chunks that tell of a background task, each time it happens."""
+_TASK: Final = re.compile("task-[0-9a-f]{40}")
+_ANY_ORDER: Final = ("tool-call", *TASKS, *sorted(_OUTCOMES), *_WAITS)
 
 
 def effective(chunks: Sequence[Chunk]) -> list[tuple[str, Any]]:
@@ -28,6 +42,9 @@ def effective(chunks: Sequence[Chunk]) -> list[tuple[str, Any]]:
     settled: list[tuple[str, Any]] = []
     for chunk in counting:
         payload = _without(chunk.to_wire()["payload"])
+        if chunk.type in TASKS:
+            del payload["taskId"]
+            payload.pop("runId", None)
         if chunk.type == "goal" and "pending" in payload:
             continue  # each attempt that asks the judge says so
         if chunk.type in _ANY_ORDER:
@@ -53,6 +70,11 @@ def counted(chunks: Sequence[Chunk], kind: str) -> list[str]:
     ]
 
 
+def nameless(value: Any) -> Any:
+    """A value in whose text no task has a name of its own."""
+    return _TASK.sub("task", value) if isinstance(value, str) else value
+
+
 def _void(chunks: Sequence[Chunk]) -> set[int]:
     ranges = [found for chunk in chunks if (found := void_range(chunk))]
     return {seq for found in ranges for seq in range(found.from_, found.to + 1)}
@@ -70,4 +92,4 @@ def _without(value: Any) -> Any:
         return {name: _without(item) for name, item in value.items() if name not in _OWN}
     if isinstance(value, list):
         return [_without(item) for item in value]
-    return value
+    return nameless(value)

@@ -27,6 +27,8 @@ from tests.chaos.agents import Piece, act, calling, fetch, requests, scripted
 
 LATE: Final = Answer(kind="fail", actor="nobody")
 """Stands for the answer that nobody gives: the deadline comes."""
+CANCEL: Final = Answer(kind="decline", actor="canceller")
+"""Stands for the cancel of the background task whose call waits."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Flow:
         status: How the run ends.
         together: Whether all calls that wait are answered before the run goes on.
         body: The answer after which a body comes to its end, by its place; None when none does.
+        asked: What the run's request has beside its prompt.
     """
 
     agent: str
@@ -50,6 +53,7 @@ class Flow:
     status: str = "completed"
     together: bool = False
     body: int | None = 0
+    asked: dict[str, Any] = field(default_factory=dict)
 
 
 def approve(call: str = "c1", **more: Any) -> tuple[str, Answer]:
@@ -75,9 +79,14 @@ def _calling(*calls: tuple[str, dict[str, Any]]) -> FunctionModel:
     return scripted(turn)
 
 
-def _told(messages: list[ModelMessage]) -> str:
+def returns_of(messages: list[ModelMessage]) -> dict[str, list[Any]]:
+    """What the calls came to."""
     returns = [part for message in messages for part in message.parts if isinstance(part, ToolReturnPart)]
-    return json.dumps({part.tool_call_id: [part.outcome, part.content] for part in returns}, sort_keys=True)
+    return {part.tool_call_id: [part.outcome, part.content] for part in returns}
+
+
+def _told(messages: list[ModelMessage]) -> str:
+    return json.dumps(returns_of(messages), sort_keys=True)
 
 
 # The tools.

@@ -31,7 +31,7 @@ from tests.chaos import sabotage
 from tests.chaos.effects import VARIABLE
 
 ROOT: Final = Path(__file__).parents[2]
-AGENTS: Final = "tests.chaos.agents,tests.chaos.flows"
+AGENTS: Final = "tests.chaos.agents,tests.chaos.flows,tests.chaos.task_flows"
 
 
 @dataclass(frozen=True)

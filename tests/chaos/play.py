@@ -12,7 +12,7 @@ from durable.decisions import Answer, Call, Decisions
 from durable.doctor import Doctor
 from durable.sweeper import Sweeper
 from durable.views import RunStatus
-from tests.chaos.flows import LATE, Flow
+from tests.chaos.flows import CANCEL, LATE, Flow
 from tests.chaos.forks import Report
 from tests.chaos.stage import Stage
 
@@ -43,17 +43,20 @@ async def play(
     """
     reports: list[Report] = []
     while len(reports) < MOST:
-        status = (await stage.record(run_id)).status
-        if status.ended or status is RunStatus.SUSPENDED:
-            assert await Doctor(stage.bench.store).examine(run_id) == set()
-        if status.ended:
+        family = await stage.family(run_id)
+        status = {each: (await stage.record(each)).status for each in family}
+        for each in family:
+            if status[each].ended or status[each] is RunStatus.SUSPENDED:
+                assert await Doctor(stage.bench.store).examine(each) == set()
+        if all(each.ended for each in status.values()):
             return reports
-        if status is RunStatus.SUSPENDED:
+        todo = [each for each in family if status[each] in {RunStatus.QUEUED, RunStatus.RUNNING}]
+        if not todo:
             await answer(stage, flow, run_id)
             continue
         here = crash is not None and crash.attempt == len(reports)
         where = (crash.point, crash.occurrence) if crash is not None and here else ("", 1)
-        reports.append(stage.execute(run_id, *where, once=once))
+        reports.append(stage.execute(todo[0], *where, of=run_id, once=once))
         if reports[-1].crashed:
             return reports
     raise AssertionError("the run does not end")
@@ -62,22 +65,30 @@ async def play(
 async def answer(stage: Stage, flow: Flow, run_id: str) -> None:
     """Give the calls that wait the answers that are next; but leave to the sweeper whom to wake."""
     decisions = Decisions(stage.bench.store, stage.bench.runs)
-    waiting = await pending(stage, run_id)
-
+    asking = {(call.tool_call_id, call.round): each for each, call in await asked(stage, run_id)}
     place = dict(rounds(flow))
-    todo = [(name, what) for name, what in place.items() if name[0] in waiting and waiting[name[0]].round == name[1]]
-    assert todo, f"nobody has an answer for {sorted(waiting)}"
-    for (call, _), what in todo if flow.together else todo[:1]:
+    todo = [(name, what) for name, what in place.items() if name in asking]
+    assert todo, f"nobody has an answer for {sorted(asking)}"
+    for (call, round_), what in todo if flow.together else todo[:1]:
+        whose = asking[call, round_]
         if what is LATE:
-            await let_it_be_late(stage, run_id, call)
+            await let_it_be_late(stage, whose, call)
+        elif what is CANCEL:
+            await stage.bench.runs.cancel(whose)
         else:
-            await decisions.decide(run_id, call, what)
+            await decisions.decide(whose, call, what)
+
+
+async def asked(stage: Stage, run_id: str) -> list[tuple[str, Call]]:
+    """The calls that wait, of a run and of those that it has started, each with its run."""
+    family = await stage.family(run_id)
+    found = await Decisions(stage.bench.store, stage.bench.runs).calls(family)
+    return [(each, call) for each, calls in zip(family, found, strict=True) for call in calls if call.answer is None]
 
 
 async def pending(stage: Stage, run_id: str) -> dict[str, Call]:
-    """The calls that wait."""
-    [calls] = await Decisions(stage.bench.store, stage.bench.runs).calls([run_id])
-    return {call.tool_call_id: call for call in calls if call.answer is None}
+    """The calls that wait, by their ids."""
+    return {call.tool_call_id: call for _, call in await asked(stage, run_id)}
 
 
 def rounds(flow: Flow) -> list[tuple[tuple[str, int], Answer]]:
@@ -101,8 +112,9 @@ async def sweep(stage: Stage) -> None:
 
 
 async def let_them_be_found(stage: Stage, run_ids: list[str]) -> None:
-    """Let the leases run out, and the sweeper find the runs that somebody left behind."""
-    left = [run_id for run_id in run_ids if (await stage.record(run_id)).status is RunStatus.RUNNING]
+    """Let the leases run out, and the sweeper find the runs that somebody left behind; those that they started, too."""
+    found = [each for run_id in run_ids for each in await stage.family(run_id)]
+    left = [run_id for run_id in found if (await stage.record(run_id)).status is RunStatus.RUNNING]
     for run_id in left:
         await stage.expire(run_id)
     await sweep(stage)

@@ -16,8 +16,9 @@ from durable.execution import Engine
 from durable.probes import Probe, silent
 from durable.runs import RunRecord
 from durable.settings import Settings
-from durable.store import Store
+from durable.store import Store, text
 from tests.chaos import effects
+from tests.chaos.effective import nameless
 from tests.chaos.effects import Effect
 from tests.chaos.forks import AGENTS, Forks, Order, Report
 from tests.workbench import Workbench
@@ -62,13 +63,16 @@ class Stage:
         occurrence: int = 1,
         beside: str = "",
         *,
+        of: str = "",
         once: bool = False,
         **settings: Any,
     ) -> Report:
         """Make an attempt, in a new process that crashes at the given passing of a point; and one beside it. `once`: it
-        does not go on when it has given the run back after a step."""
+        does not go on when it has given the run back after a step. Its effects are those of the run `of`."""
         fields = self.settings.model_dump(exclude_unset=True) | {"redis_url": self.settings.store_url, **settings}
-        order = Order(fields, run_id, str(self._effects(run_id)), point, occurrence, self.sabotage, beside, once)
+        order = Order(
+            fields, run_id, str(self.effects_file(of or run_id)), point, occurrence, self.sabotage, beside, once
+        )
         return self._forks.execute(order)
 
     def resume(self, run_id: str, **settings: Any) -> str:
@@ -82,6 +86,13 @@ class Stage:
         keys, record = self.bench.store.keys, await self.record(run_id)
         changed = await self.bench.store.redis.zadd(keys.leases, {f"{run_id}:{record.token}": 0}, xx=True, ch=True)
         assert changed == 1, "nobody has the run"
+
+    async def family(self, run_id: str) -> list[str]:
+        """The run, and those that it has started, in the order of their calls; each with its own behind it."""
+        redis: Any = self.bench.store.redis
+        children = [text(child) for child in await redis.hkeys(self.bench.store.keys.children(run_id))]
+        records = sorted([await self.record(child) for child in children], key=lambda found: found.fields["parentCall"])
+        return [run_id, *[each for record in records for each in await self.family(record.run_id)]]
 
     async def crash(self, run_id: str, point: str, occurrence: int = 1, **settings: Any) -> None:
         """Make an attempt that has to crash, and let its lease run out."""
@@ -100,7 +111,7 @@ class Stage:
 
     def effects(self, run_id: str, *kinds: str) -> list[Effect]:
         """What was done, in order; of some kinds only, if any are given."""
-        return [effect for effect in effects.read(self._effects(run_id)) if not kinds or effect.kind in kinds]
+        return [effect for effect in effects.read(self.effects_file(run_id)) if not kinds or effect.kind in kinds]
 
     @asynccontextmanager
     async def engine(self, probe: Probe = silent) -> AsyncIterator[Engine]:
@@ -118,7 +129,8 @@ class Stage:
         """Note whom to wake."""
         self.woken.append(record.run_id)
 
-    def _effects(self, run_id: str) -> Path:
+    def effects_file(self, run_id: str) -> Path:
+        """Where a run, and those that it has started, note what they do."""
         return Path(self._folder.name) / run_id
 
 
@@ -127,4 +139,4 @@ def _without(value: Any) -> Any:
         return {name: _without(item) for name, item in value.items() if name not in _OWN}
     if isinstance(value, list):
         return [_without(item) for item in value]
-    return value
+    return nameless(value)

@@ -2,8 +2,8 @@
 
 The run has all that can be torn: thinking, text, three tools side by side, a tool that fails, one that asks for another
 try, arguments that do not fit, and an output that is refused once. Another has calls that wait for somebody: it is
-answered, and goes on in a new process each time. `CHAOS=all` crashes everywhere; the ordinary suite
-takes the first and the last passing of each point and some between them, by a seed.
+answered, and goes on in a new process each time. A third has calls that are made in the background. `CHAOS=all` crashes
+everywhere; the ordinary suite takes the first and the last passing of each point and some between them, by a seed.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from tests.chaos.flows import DECIDING, EVERYTHING, Flow
 from tests.chaos.forks import Forks
 from tests.chaos.play import Crash, let_them_be_found, play
 from tests.chaos.stage import Stage
+from tests.chaos.task_flows import DELEGATING
 from tests.workbench import on
 
 EVERYWHERE: Final = os.environ.get("CHAOS") == "all"
@@ -31,6 +32,8 @@ SAMPLE: Final = 5
 """Passings of a point that the ordinary suite crashes at, at most."""
 WAITING: Final = ("announce", "suspend")
 """Points that only a run with calls that wait passes."""
+TASKS: Final = ("delegate", "mirror")
+"""Points that only a run with background tasks passes, or a task."""
 pytestmark = pytest.mark.timeout(900 if EVERYWHERE else 60)
 
 
@@ -69,8 +72,17 @@ async def decided(stage: Stage) -> Reference:
     return decided
 
 
+@pytest.fixture
+async def delegated(stage: Stage) -> Reference:
+    """The run whose calls are made in the background, and that never crashed."""
+    delegated = await uncrashed(stage, DELEGATING)
+    assert json.loads(delegated.record[0]) == DELEGATING.told
+    assert sorted(counted(delegated.chunks, "background-task-started")) == sorted(DELEGATING.told)
+    return delegated
+
+
 async def uncrashed(stage: Stage, flow: Flow) -> Reference:
-    run_id = await stage.bench.create(agent=flow.agent)
+    run_id = await stage.bench.create(agent=flow.agent, asked=flow.asked)
     return await Reference.of(stage, run_id, *await play(stage, flow, run_id))
 
 
@@ -83,14 +95,21 @@ async def test_the_run_has_all_that_can_be_torn(whole: Reference) -> None:
     assert len(whole.ledger) == 7, "what was executed, and nothing else"
 
 
-@pytest.mark.parametrize("point", [point for point in Point if not point.startswith(("release", *WAITING))])
+@pytest.mark.parametrize("point", [point for point in Point if not point.startswith(("release", *WAITING, *TASKS))])
 async def test_a_crash_leaves_no_trace_in_what_counts(stage: Stage, whole: Reference, point: Point) -> None:
     await crash_and_compare(stage, EVERYTHING, whole, point)
 
 
-@pytest.mark.parametrize("point", [point for point in Point if not point.startswith("release")])
+@pytest.mark.parametrize("point", [point for point in Point if not point.startswith(("release", *TASKS))])
 async def test_a_crash_leaves_no_trace_in_what_was_decided(stage: Stage, decided: Reference, point: Point) -> None:
     await crash_and_compare(stage, DECIDING, decided, point)
+
+
+@pytest.mark.parametrize("point", list(Point))
+async def test_a_crash_leaves_no_trace_in_what_is_made_in_the_background(
+    stage: Stage, delegated: Reference, point: Point
+) -> None:
+    await crash_and_compare(stage, DELEGATING, delegated, point)
 
 
 @pytest.mark.parametrize("point", [Point.RELEASE_BEFORE, Point.RELEASE_AFTER])
@@ -106,7 +125,7 @@ async def crash_and_compare(stage: Stage, flow: Flow, whole: Reference, point: P
     """Crash at passings of a point, one run each; take them all over; compare."""
     crashed: dict[str, tuple[str, set[str]]] = {}
     for crash in crashes(point, whole):
-        run_id = await stage.bench.create(agent=flow.agent)
+        run_id = await stage.bench.create(agent=flow.agent, asked=flow.asked)
         reports = await play(stage, flow, run_id, crash)
         if reports[-1].crashed:
             crashed[run_id] = str(crash), await recorded(stage, run_id)
