@@ -118,10 +118,17 @@ async def release(
 
 
 async def suspend(
-    store: Store, lease: Lease, seen: int, fields: Mapping[str, Arg], chunks: Sequence[Chunk] = ()
+    store: Store,
+    lease: Lease,
+    seen: int,
+    fields: Mapping[str, Arg],
+    chunks: Sequence[Chunk] = (),
+    *,
+    asking: bool = False,
 ) -> str:
     """Give a run up until somebody wakes it: `suspended`; or `decided`, when there are more answers to its calls than
-    were seen; or `cancel`, when it was asked to end; or `fenced`, when the lease was lost before.
+    were seen; or `unasked`, when none of its calls waits for one; or `cancel`, when it was asked to end; or `fenced`,
+    when the lease was lost before.
 
     Args:
         store: Where the run is.
@@ -129,16 +136,18 @@ async def suspend(
         seen: How many answers the owner knows of.
         fields: Kept in the run's record.
         chunks: Written to its log in the same step. Its writer must have written all else before.
+        asking: Whether it is a call that waits.
 
     Raises:
         StoreUnavailable: Redis does not answer; the lease then simply runs out.
     """
     keys = store.keys
     args: list[Arg] = [lease.run_id, lease.token, seen, keys.status_indexes, keys.channel(lease.run_id)]
-    args += [len(chunks), b"\n".join(encode_body(chunk) for chunk in chunks)]
+    args += [len(chunks), b"\n".join(encode_body(chunk) for chunk in chunks), "1" if asking else "0"]
     for item in fields.items():
         args += item
-    return text(await store.run(SUSPEND, [keys.run(lease.run_id), keys.leases, keys.log(lease.run_id)], args))
+    names = [keys.run(lease.run_id), keys.leases, keys.log(lease.run_id), keys.calls(lease.run_id)]
+    return text(await store.run(SUSPEND, names, args))
 
 
 def _release_call(store: Store, lease: Lease, wake_after: float) -> tuple[list[str], list[Any]]:

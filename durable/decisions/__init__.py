@@ -1,6 +1,6 @@
 """Answers from outside to tool calls that wait: who may be asked, what was answered, and that it is answered once."""
 
-from durable.decisions.answers import DEADLINE, LARGEST_ANSWER, LONGEST_ACTOR, LONGEST_REASON
+from durable.decisions.answers import DEADLINE, HANDLER, LARGEST_ANSWER, LONGEST_ACTOR, LONGEST_REASON
 from durable.decisions.calls import (
     RECENT_ANSWERS,
     Answer,
@@ -12,19 +12,21 @@ from durable.decisions.calls import (
     read_decisions,
     verbs_of,
 )
-from durable.decisions.decisions import OUT_OF_TIME, Decisions, with_calls
+from durable.decisions.decisions import OUT_OF_TIME, Decisions, RunAnswers, with_calls
 
 __all__ = [
     "Answer",
     "Call",
     "DEADLINE",
     "Decisions",
+    "HANDLER",
     "LARGEST_ANSWER",
     "LONGEST_ACTOR",
     "LONGEST_REASON",
     "OUT_OF_TIME",
     "Question",
     "RECENT_ANSWERS",
+    "RunAnswers",
     "question_id",
     "read_answers",
     "read_calls",

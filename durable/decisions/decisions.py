@@ -7,6 +7,7 @@ nor an answer to what the call is asked next.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ from durable.decisions.calls import (
     read_question_id,
     told_of,
 )
-from durable.errors import AlreadyDecided, RunEnded, UnknownCall
+from durable.errors import AlreadyDecided, LeaseLost, RunEnded, StoreUnavailable, UnknownCall
 from durable.positions import Position, batches
 from durable.runs import WAKE_GRACE, RunRecord, Runs
 from durable.runs.collection import as_json
@@ -51,6 +52,8 @@ from durable.views import DecisionView, InboxCall, RunView
 log = logging.getLogger(__name__)
 
 OUT_OF_TIME: Final = "Nobody answered in time."
+RETRY_SECONDS: Final = 0.2
+"""How long an attempt waits for Redis before it tries again to store what its own code has decided."""
 
 _MEMBER: Final = re.compile(rf"{RUN_ID.pattern}:.*", re.ASCII | re.DOTALL)
 
@@ -176,6 +179,30 @@ class Decisions:
                     await self._compare(run_id, tool_call_id, asked, answer)
                     return None
 
+    async def settle(self, run_id: str, token: int, tool_call_id: str, asked: Place, answer: Answer) -> Answer:
+        """What the agent's own code decides of a call, unless the question has an answer. Returns the one that stands.
+
+        Args:
+            run_id: The run.
+            token: Of the attempt that executes it.
+            tool_call_id: The call.
+            asked: The question.
+            answer: What is decided.
+
+        Raises:
+            LeaseLost: The run has another owner.
+            StoreUnavailable: Redis does not answer.
+        """
+        call = await self._call(run_id, tool_call_id)
+        if call.place == asked and call.answer is None:
+            verdict, *_ = await self._apply(run_id, call, answer, due=False, token=token)
+            if text(verdict) in {"fenced", "ended", "unknown"}:
+                raise LeaseLost
+        stored = await self._stored(run_id, tool_call_id, asked)
+        if stored is None:
+            raise LeaseLost  # it was asked something else since
+        return stored
+
     async def due(self, limit: int) -> list[tuple[str, str, str, OnExpiry]]:
         """Calls whose deadline has passed: run, call, question, and what happens then. One that is gone leaves the
         list.
@@ -204,7 +231,9 @@ class Decisions:
             if isinstance(call, Call) and call.answer is None
         ]
 
-    async def _apply(self, run_id: str, call: Call, answer: Answer, *, due: bool) -> list[Any]:
+    async def _apply(
+        self, run_id: str, call: Call, answer: Answer, *, due: bool, token: int | None = None
+    ) -> list[Any]:
         keys = self._store.keys
         with as_json():
             chunk = encode_body(_chunk(call, answer))
@@ -239,23 +268,29 @@ class Decisions:
                     "1" if due else "0",
                     told,
                     RECENT_ANSWERS,
+                    "" if token is None else token,
                 ],
             ),
         )
 
     async def _compare(self, run_id: str, tool_call_id: str, asked: Place, answer: Answer) -> None:
         """Judge an answer to a question that was answered before, whatever the call was asked since."""
-        step, round_ = asked
-        name = ledger.answer_key(step, tool_call_id, round_)
-        async with self._store.guard():
-            stored = await self._store.redis.hget(self._store.keys.ledger(run_id), name)
-        if stored is None:
+        given = await self._stored(run_id, tool_call_id, asked)
+        if given is None:
             raise UnknownCall("This question about the call neither waits for an answer nor has had one.")
-        given = Answer.model_validate_json(stored)
         with as_json():
             same = given.digest() == answer.digest()
         if not same:
             raise AlreadyDecided(decision=told_of(tool_call_id, asked, given))
+
+    async def _stored(self, run_id: str, tool_call_id: str, asked: Place) -> Answer | None:
+        """The answer to a question, whatever the call was asked since."""
+        step, round_ = asked
+        async with self._store.guard():
+            stored = await self._store.redis.hget(
+                self._store.keys.ledger(run_id), ledger.answer_key(step, tool_call_id, round_)
+            )
+        return None if stored is None else Answer.model_validate_json(stored)
 
     async def _call(self, run_id: str, tool_call_id: str) -> Call:
         [call] = await self._each([(run_id, tool_call_id)])
@@ -277,6 +312,37 @@ class Decisions:
                 pipe.hmget(self._store.keys.calls(run_id), [f"s:{call}", f"c:{call}", f"t:{call}", f"d:{call}"])
             rows = await pipe.execute()
         return [_read(place, row) if row[0] is not None else None for place, row in zip(places, rows, strict=True)]
+
+
+class RunAnswers:
+    """The answers to the calls of one run, as the attempt has them that executes it.
+
+    Args:
+        decisions: The calls of the deployment.
+        run_id: The run.
+        token: Of the attempt.
+    """
+
+    def __init__(self, decisions: Decisions, run_id: str, token: int) -> None:
+        self._decisions = decisions
+        self._run_id = run_id
+        self._token = token
+
+    async def read(self) -> tuple[dict[str, Answer], int]:
+        """All of them, and how many there were before; see `Decisions.answers`."""
+        return await self._decisions.answers(self._run_id)
+
+    async def settle(self, tool_call_id: str, asked: Place, answer: Answer) -> Answer:
+        """What the agent's own code decides; waits for Redis. Returns the answer that stands; see `Decisions.settle`.
+
+        Raises:
+            LeaseLost: The run has another owner.
+        """
+        while True:
+            try:
+                return await self._decisions.settle(self._run_id, self._token, tool_call_id, asked, answer)
+            except StoreUnavailable:
+                await asyncio.sleep(RETRY_SECONDS)  # for as long as the lease lasts: whoever loses it is stopped
 
 
 def with_calls(view: RunView, calls: Sequence[Call], decisions: Sequence[DecisionView]) -> RunView:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from enum import StrEnum
 from functools import partial
@@ -36,6 +36,7 @@ from durable.chunks import (
 )
 from durable.chunks.base import Json
 from durable.client.backoff import Backoff, Tries
+from durable.decisions import RunAnswers
 from durable.definition import AgentDefinition, RunInfo
 from durable.errors import LeaseLost
 from durable.execution.budget import Budget, BudgetSpent
@@ -48,7 +49,7 @@ from durable.execution.recording import Again
 from durable.execution.retrying import Postponement, postponement
 from durable.execution.start import StartPoint
 from durable.execution.turn import MISSING, Turn, TurnEnd, last_text
-from durable.execution.waits import ReadAnswers, Waits
+from durable.execution.waits import BACKGROUND, Waits
 from durable.outputs import output_fields
 from durable.probes import Point, Probe, silent
 from durable.runs import BUDGET_REACHED, RunRecord, RunRequest, cancelled_chunks
@@ -70,6 +71,9 @@ EXHAUSTED = ErrorInfo(
 STEP_TIMEOUT = ErrorInfo(code="step_timeout", message="A step took longer than its time limit.")
 LONGEST_PAUSE: Final = 30.0
 """Seconds, before a background task is made again."""
+UNASKED = ErrorInfo(
+    code="internal_error", message="A tool call of this run waits, and nobody was asked: it would wait for ever."
+)
 UNREADABLE = ErrorInfo(code="run_unreadable", message="What is stored of this run can't be read by this version.")
 
 
@@ -114,7 +118,7 @@ class Attempt:
         writer: Writes to its log, under the attempt's lease.
         settings: Limits.
         asked: Tells what was said when the run was cancelled.
-        read_answers: Reads what was answered to tool calls that wait.
+        answers: What is answered to tool calls that wait.
         suspend: Lets the run wait, and tells so, unless there are more answers than those that were seen.
         submit: Starts a run of its own for a call of this one.
         waiting: Tells which calls of the run wait, as callers see them.
@@ -139,8 +143,8 @@ class Attempt:
         settings: Settings,
         *,
         asked: Callable[[], Awaitable[AbortPayload]],
-        read_answers: ReadAnswers,
-        suspend: Callable[[int, Mapping[str, Arg], Sequence[Chunk]], Awaitable[str]],
+        answers: RunAnswers,
+        suspend: Callable[..., Awaitable[str]],
         submit: Submit,
         waiting: Callable[[], Awaitable[list[Json]]],
         mirror: Mirror | None = None,
@@ -180,7 +184,7 @@ class Attempt:
             writer,
             settings,
             self._boundary,
-            read_answers,
+            answers,
             self._budget,
             partial(self._delegation, request, start, submit),
             0 if self._call is None else self._call.retries - record.retries_used,
@@ -314,7 +318,7 @@ class Attempt:
             payload = TaskProgressPayload(task_ids=tasks, running_count=len(tasks), elapsed_ms=0)
             chunks = [*self._turn.turn_ended(), BackgroundTaskProgress(payload=payload)]
             fields["idleMs"] = int((self._max_idle or 0) * 1000)
-        return await self._suspend(fields, *chunks)
+        return await self._suspend(fields, *chunks, asking=raised.reason != BACKGROUND)
 
     async def _execute(self) -> Outcome:
         if self._record.cancel_requested:
@@ -386,9 +390,9 @@ class Attempt:
             guarded = bool(self._definition.output_guardrails)
             return await self._settle(self._completed(TurnEnd(MISSING, budget=reached), withheld=guarded))
         fields: dict[str, Arg] = {"reason": BUDGET_REACHED, "budget": reached.model_dump_json(by_alias=True)}
-        return await self._suspend(fields, BudgetReached(payload=reached))
+        return await self._suspend(fields, BudgetReached(payload=reached), asking=False)
 
-    async def _suspend(self, fields: dict[str, Arg], *chunks: Chunk) -> Outcome:
+    async def _suspend(self, fields: dict[str, Arg], *chunks: Chunk, asking: bool) -> Outcome:
         """Give the run up until somebody answers; go on at once if somebody just has."""
         await self._writer.flush()
         usage = usage_of(self._turn.usage).model_dump_json(by_alias=True, exclude_none=True)
@@ -398,7 +402,7 @@ class Attempt:
             fields = {**fields, **told, "wasSuspended": "1"}
         self._probe(Point.SUSPEND_BEFORE)
         verdict = await self._suspend_run(
-            self._turn.waits.judged, {**fields, "usage": usage, **self._said(whole=True)}, chunks
+            self._turn.waits.judged, {**fields, "usage": usage, **self._said(whole=True)}, chunks, asking=asking
         )
         self._probe(Point.SUSPEND_AFTER)
         match verdict:
@@ -408,6 +412,8 @@ class Attempt:
                 return await self._settle(await self._cancelled())
             case "decided":
                 return Outcome.HANDED_BACK
+            case "unasked":
+                return await self._settle(self._failed(UNASKED))
             case _:
                 return Outcome.LOST
 

@@ -21,7 +21,7 @@ from durable.appender import Appender
 from durable.chunks import AbortPayload, ErrorInfo
 from durable.chunks.base import Json
 from durable.conversation import Conversation
-from durable.decisions import Decisions
+from durable.decisions import Decisions, RunAnswers
 from durable.definition import AgentDefinition
 from durable.errors import DurableError, StoreUnavailable
 from durable.execution.attempt import ENDS, EXHAUSTED, UNREADABLE, Attempt, Outcome, Stop
@@ -268,7 +268,7 @@ class Engine:
             writer=writer,
             settings=self._settings,
             asked=partial(self._asked, lease.run_id),
-            read_answers=partial(self._decisions.answers, lease.run_id),
+            answers=RunAnswers(self._decisions, lease.run_id, lease.token),
             suspend=partial(suspend, self._store, lease),
             submit=self._submit,
             waiting=partial(self._waiting, lease.run_id),

@@ -41,6 +41,7 @@ class CallRecord:
         advanced: Whether this attempt has got the run on, by an outcome or otherwise.
         came_to: What each call of this step has come to, as the tool ended it.
         codes: The codes of the failures that were recorded.
+        outcomes: What calls of this step have come to in this attempt, or had before: the round, and its entry.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class CallRecord:
         self.advanced = False
         self.came_to: dict[str, ledger.Outcome] = {}
         self.codes: dict[str, str] = {}
+        self.outcomes: dict[str, tuple[int, bytes]] = {}
         self._writer = writer
         self._translator = translator
         self._entries = entries
@@ -121,7 +123,10 @@ class CallRecord:
         payload = TaskPayload(task_id=task.id, tool_name=task.tool, tool_call_id=tool_call_id)
         if outcome.task is not None:
             self._translator.recorded(tool_call_id)  # its result is told when it comes
-        note = Note(field=field, value=ledger.encode(outcome))
+        entry = ledger.encode(outcome)
+        if outcome.task is not None:
+            self.outcomes[tool_call_id] = round_, entry
+        note = Note(field=field, value=entry)
         self._probe(Point.DELEGATED_BEFORE)
         self._writer.write(BackgroundTaskStarted(payload=payload), note)
         self.advanced = True
@@ -160,11 +165,13 @@ class CallRecord:
         except ToolResultInvalid:
             return  # the hook is asked again, as long as this step lasts
         if len(entry) <= self._max_result_bytes:
+            self.outcomes[tool_call_id] = round_, entry
             self._writer.note(Note(field=ledger.key(self.step, tool_call_id, round_), value=entry))
 
     def _record(self, tool_call_id: str, round_: int, chunk: Chunk, entry: bytes) -> None:
         self._probe(Point.TOOL_END_BEFORE)
         self._translator.recorded(tool_call_id)
+        self.outcomes[tool_call_id] = round_, entry
         field = ledger.key(self.step, tool_call_id, round_)
         self._writer.write(chunk, Note(field=field, value=entry))
         self.advanced = True

@@ -27,16 +27,17 @@ from pydantic_ai.toolsets import ToolsetTool, WrapperToolset
 
 from durable import ledger
 from durable.chunks.base import Json
-from durable.decisions import Answer
+from durable.decisions import DEADLINE, HANDLER, Answer
 from durable.errors import DecisionExpired, DurableError, LimitReached, ToolResultInvalid
 from durable.execution.aside import Asides
 from durable.execution.choice import CHOICE, choosable
 from durable.execution.corrections import AnswerRefused, check_data, edited, issues_of
 from durable.execution.delegation import Delegation
 from durable.execution.failures import ToolFailure, places
+from durable.execution.handlers import APPROVED, others_decide
 from durable.execution.patience import ToolTimedOut, Voice, timeout_of
 from durable.execution.record import CallRecord
-from durable.execution.waits import DECLINED, Waits, options_of, others_decide, tag
+from durable.execution.waits import DECLINED, Waits, options_of, tag
 from durable.runs import ToolCallRequest
 from durable.suspension import Suspension, read_deferral
 from durable.tool_options import Disposition, OnToolError, ToolOptions, read_options
@@ -131,28 +132,35 @@ class RecordingToolset(WrapperToolset[Any]):
     async def _call(self, call: _Call) -> Any:
         approved_before = call.ctx.tool_call_approved
         while True:
-            outcome = await self._outcome(call)
+            # By a handler of the agent's own: what the call has waited for before, and nothing that it waits for next.
+            handled = approved_before and self.waits.recorded(call.id, call.round) is not None
+            approved_before = False
+            outcome = await self._outcome(call, handled=handled)
             waits = outcome.suspended
             if waits is None:
                 return self._return(call, outcome)
             answer = await self.waits.answer(call.id, call.round) if waits.announced else None
-            if answer is None and not approved_before:
-                raise self.waits.deferring(waits)
-            approved_before = False  # by a handler of the agent's own, and for this round only
+            if answer is None and not handled:
+                raise self.waits.deferring(call.id, waits)
+            if answer is None and waits.announced:
+                answer = await self.waits.settle(call.id, call.round, APPROVED)
             call.round += 1
             decided = None if answer is None else await self._apply(call, waits, answer)
             if decided is not None:
                 return self._return(call, decided)
 
-    async def _outcome(self, call: _Call) -> ledger.Outcome:
-        """What the call did in this round: by the ledger, or by doing it."""
+    async def _outcome(self, call: _Call, *, handled: bool) -> ledger.Outcome:
+        """What the call did in this round: by the ledger, or by doing it. `handled` says whether a handler of the
+        agent's own has approved it already."""
         entry = self.record.known(call.id, call.round)
         outcome = None if entry is None else ledger.decode(entry)
-        if outcome is not None:
-            if not self.waits.began_here(call.id, call.round):
+        if entry is not None and outcome is not None:
+            if self.waits.is_new(call.id, call.round):
                 self.asides.replay(call.ctx, outcome.aside)
-            if outcome.suspended is not None and not outcome.suspended.announced and not self._eager(call):
-                self.waits.leave(call.id, call.round, outcome)
+            if outcome.suspended is None:
+                self.record.outcomes[call.id] = call.round, entry
+            elif not outcome.suspended.announced and not handled:
+                return await self._wait(call, outcome)
             return outcome
         interrupted = entry is not None and entry != ledger.AGAIN
         suspension = await self._waits_for(call, interrupted=interrupted) or call.again
@@ -260,14 +268,13 @@ class RecordingToolset(WrapperToolset[Any]):
             raise ToolResultInvalid(
                 f"The tool {call.name!r} was suspended with more than {self.max_result_bytes} bytes."
             )
-        if self._eager(call):
-            await self.waits.announce(call.id, call.name, call.round, outcome, call.tool.tool_def)
-            return outcome
-        return self.waits.leave(call.id, call.round, outcome)
+        return await self._wait(call, outcome)
 
-    def _eager(self, call: _Call) -> bool:
-        """Whether to announce the call at once: the agent has no handlers that come first, or they were asked."""
-        return self.waits.asked or not others_decide(getattr(call.ctx, "root_capability", None))
+    async def _wait(self, call: _Call, outcome: ledger.Outcome) -> ledger.Outcome:
+        """Announce the call at once, if the agent has no handlers that come first, or they were asked."""
+        if not self.waits.asked and others_decide(getattr(call.ctx, "root_capability", None)):
+            return self.waits.leave(call.id, call.round, outcome)
+        return await self.waits.announce(call.id, call.name, call.round, outcome, call.tool.tool_def)
 
     def _return(self, call: _Call, outcome: ledger.Outcome) -> Any:
         self.record.came_to[call.id] = outcome
@@ -311,10 +318,13 @@ class RecordingToolset(WrapperToolset[Any]):
         return outcome
 
     def _deliver(self, call: _Call, data: Any) -> ledger.Outcome:
-        """The result of a call that was executed elsewhere."""
+        """The result of a call that was executed elsewhere, or that a handler gave."""
+        entry = self.record.known(call.id, call.round)
+        known = None if entry is None else ledger.decode(entry)
+        if known is not None:
+            return known
         outcome = ledger.Outcome(value=data)
-        if self.record.known(call.id, call.round) is None:
-            self.record.ended(call.id, call.round, call.name, outcome, self._encode(call.name, outcome), None)
+        self.record.ended(call.id, call.round, call.name, outcome, self._encode(call.name, outcome), None)
         return outcome
 
     def _encode(self, name: str, outcome: ledger.Outcome) -> bytes:
@@ -400,13 +410,14 @@ async def _take(call: _Call, waits: Suspension, answer: Answer) -> None:
         AnswerRefused: The tool's own validation has something against it.
         ApprovalRequired, CallDeferred: So does the tool's validator, who wants to have somebody asked.
     """
+    approved = replace(call.ctx, tool_call_approved=True)
+    # What a handler of this attempt has changed, the call was validated with.
+    if answer.args is not None and not (answer.actor == HANDLER and call.ctx.tool_call_approved):
+        call.args = await edited(call.tool, approved, answer.args)
     if waits.kind == "resume":
         call.asked = waits
         if answer.kind == "resume":
             check_data(waits, answer.data)
-        call.resumed, call.data, call.expired = answer.kind == "resume", answer.data, answer.kind == "approve"
+        call.resumed, call.data, call.expired = answer.kind == "resume", answer.data, answer.actor == DEADLINE
         return
-    approved = replace(call.ctx, tool_call_approved=True)
-    if answer.args is not None:
-        call.args = await edited(call.tool, approved, answer.args)
     call.ctx = approved

@@ -21,6 +21,7 @@ from pydantic_ai import Agent, RunContext
 from pydantic_ai.exceptions import UnexpectedModelBehavior, UserError
 from pydantic_ai.messages import (
     DeferredToolRequestsEvent,
+    DeferredToolResultsEvent,
     ModelMessage,
     ModelRequest,
     ModelResponse,
@@ -40,12 +41,14 @@ from durable.chunks import (
     Chunk,
     VoidRange,
 )
+from durable.decisions import RunAnswers
 from durable.definition import AgentDefinition, RunInfo
 from durable.errors import ToolResultInvalid
 from durable.execution.aside import Asides
 from durable.execution.budget import Budget, BudgetSpent
 from durable.execution.capabilities import Durability, Healing, Resumption, Telling
 from durable.execution.delegation import Delegation
+from durable.execution.handlers import Deferral
 from durable.execution.judgement import Judgement, Judging, Tripped
 from durable.execution.patience import ToolTimedOut
 from durable.execution.policies import ApprovalPolicies
@@ -53,7 +56,7 @@ from durable.execution.record import CallRecord
 from durable.execution.recording import RecordingToolset
 from durable.execution.start import StartPoint
 from durable.execution.tail import Tail
-from durable.execution.waits import Deferral, ReadAnswers, Waits
+from durable.execution.waits import Waits
 from durable.probes import Point, Probe, silent
 from durable.runs import RunRequest
 from durable.settings import Settings
@@ -105,7 +108,7 @@ class Turn:
         writer: Writes to the run's log, under the attempt's lease.
         settings: Limits.
         boundary: Called between steps; may raise, to hand the run over there.
-        read_answers: Reads what was answered to calls that wait.
+        answers: What is answered to calls that wait.
         budget: What the attempt may still use.
         delegation: Makes what begins the tasks of the attempt.
         hear: Told of what tools say.
@@ -130,7 +133,7 @@ class Turn:
         writer: RunWriter,
         settings: Settings,
         boundary: Boundary,
-        read_answers: ReadAnswers,
+        answers: RunAnswers,
         budget: Budget,
         delegation: Callable[[Waits, Sequence[str]], Delegation],
         tries_left: int = 0,
@@ -161,7 +164,9 @@ class Turn:
         self._void = start.tail.torn
         self._tool_retries: dict[str, int] = {}
         denied = self.translator.recorded
-        self.waits = Waits(writer, definition.name, start.ledger, start.decisions, read_answers, denied)
+        self.waits = Waits(
+            writer, definition.name, start.ledger, start.decisions, answers, denied, self.record.outcomes
+        )
         progress = start.progress
         self.delegation = delegation(self.waits, progress.told if progress else ())
         self.usage = copy(progress.usage) if progress else RunUsage()
@@ -341,6 +346,7 @@ class Turn:
 
     async def _call_tools(self, run: AgentRun[Any, Any], node: Any) -> Any:
         self._budget.begin_step()
+        self.record.outcomes.clear()
         self.waits.begin_step(self.record.step, {call.tool_call_id: call for call in node.model_response.tool_calls})
         try:
             following = await run.next(node)
@@ -390,6 +396,8 @@ class Turn:
     async def _tell_one(self, event: Any) -> None:
         if isinstance(event, DeferredToolRequestsEvent):
             self.waits.deferred(event.requests)
+        if isinstance(event, DeferredToolResultsEvent):
+            await self.waits.decided(event.results)
         if self.translator.begins_anew(event):
             void = await self._void_since(self._first)
             self._first = self._writer.next_seq

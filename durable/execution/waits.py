@@ -7,17 +7,23 @@ other calls of its step are busy; when nothing is left to do, the attempt gives 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import orjson
 from pydantic_ai import RunContext
-from pydantic_ai.capabilities import AbstractCapability, CapabilityOrdering, WrapperCapability
 from pydantic_ai.exceptions import ApprovalRequired, CallDeferred, ToolFailed
 from pydantic_ai.messages import ToolCallPart
-from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults, ToolApproved, ToolDefinition, ToolDenied
+from pydantic_ai.tools import (
+    DeferredToolRequests,
+    DeferredToolResult,
+    DeferredToolResults,
+    ToolApproved,
+    ToolDefinition,
+    ToolDenied,
+)
 
 from durable import ledger
 from durable.chunks import (
@@ -28,8 +34,9 @@ from durable.chunks import (
     ToolCallSuspendedPayload,
 )
 from durable.chunks.base import Json
-from durable.decisions import Answer, Question, question_id, read_answers
-from durable.errors import DecisionExpired, StoreUnavailable
+from durable.decisions import HANDLER, Answer, Question, RunAnswers, question_id, read_answers
+from durable.errors import DecisionExpired, StoreUnavailable, ToolResultInvalid
+from durable.execution.handlers import answer_of, outcome_of
 from durable.suspension import MARK, RunSuspended, Suspension, read_deferral
 from durable.translate import to_json_value
 from durable.translate.values import to_args
@@ -39,9 +46,9 @@ DECISION = "decision"
 """The reason of a run that waits for somebody to answer."""
 BACKGROUND = "background"
 """The reason of a run that waits for its background tasks."""
-DECLINED = "The tool call was not approved."
-
-ReadAnswers = Callable[[], Awaitable[tuple[dict[str, Answer], int]]]
+DECLINED: Final = "The tool call was not approved."
+MADE: Final[dict[str, Json]] = {"not": {}}
+"""JSON schema of the arguments of a call that was made already: none can be changed."""
 
 
 class Waits:
@@ -52,8 +59,9 @@ class Waits:
         agent: The run's agent.
         entries: The run's ledger.
         seen: How many answers the run had had before the ledger was read.
-        read: Reads the answers anew, and how many there were.
+        answers: Those that there are by now, and the way to give one.
         denied: Told of a call that was declined: the log has its end.
+        outcomes: What calls of the step have come to in this attempt.
 
     Attributes:
         seen: How many answers this attempt knows of, at least.
@@ -67,8 +75,9 @@ class Waits:
         agent: str,
         entries: dict[str, bytes],
         seen: int,
-        read: ReadAnswers,
+        answers: RunAnswers,
         denied: Callable[[str], None],
+        outcomes: Mapping[str, tuple[int, bytes]],
     ) -> None:
         self._denied = denied
         self.seen = seen
@@ -80,15 +89,17 @@ class Waits:
         self._agent = agent
         self._entries = entries
         self._answers = read_answers(entries)
-        self._read = read
+        self._run_answers = answers
+        self._outcomes = outcomes
         self._busy = 0
         self._news = asyncio.Event()
         self._step = 0
         self._calls: Mapping[str, ToolCallPart] = {}
         self._rounds: dict[str, int] = {}
         self._left: dict[str, tuple[int, ledger.Outcome]] = {}
+        self._hooked: set[str] = set()
         self._here: set[str] = set()
-        self._kinds: set[str] = set()
+        self._kinds: dict[str, str] = {}
 
     def begin_step(self, step: int, calls: Mapping[str, ToolCallPart]) -> None:
         """The tools of a step are about to be called."""
@@ -97,10 +108,70 @@ class Waits:
         self._kinds.clear()
         self._rounds.clear()
         self._left.clear()
+        self._hooked.clear()
 
     def deferred(self, requests: DeferredToolRequests) -> None:
-        """All calls of the step that were deferred, before anybody is asked about them."""
+        """All calls of the step that were deferred, before anybody is asked about them.
+
+        A hook may have deferred one after it was made. What it has come to is known from now on: the call is made again
+        once it is approved, and must not do again what it did.
+        """
         self._deferred = len(requests.approvals) + len(requests.calls)
+        self._locate(requests)
+
+    def _locate(self, requests: DeferredToolRequests) -> None:
+        """Find where the calls wait that were not deferred as they were made, but by a validator or a hook."""
+        for call in [*requests.approvals, *requests.calls]:
+            call_id = call.tool_call_id
+            if call_id in self._outcomes:
+                round_, entry = self._outcomes[call_id]
+                field = ledger.key(self._step, call_id, round_)
+                self._entries[field] = entry
+                self._here.add(field)
+            if call_id in self._outcomes or call_id not in self._rounds:
+                self._hooked.add(call_id)
+                self._rounds[call_id] = self._round_of_hook(call_id)
+
+    async def decided(self, results: DeferredToolResults) -> None:
+        """What the agent's own handlers, or people, say of the calls that were deferred. A question that was announced
+        ends with it, and whatever was answered first holds for the agent's loop, too.
+
+        Raises:
+            LeaseLost: The run has another owner.
+            ToolResultInvalid: A handler has changed the arguments of a call to what has no JSON form.
+        """
+        self.asked = True
+        for call_id, result in results.to_tool_call_results().items():
+            self._kinds.pop(call_id, None)
+            round_ = self._rounds.get(call_id, 0)
+            asked = self.recorded(call_id, round_)
+            if asked is None or not asked.announced or asked.kind == "task":
+                continue
+            answer = self.known(call_id, round_)
+            if answer is None:
+                answer = await self.settle(call_id, round_, answer_of(result))
+                if answer.actor == HANDLER and answer.kind == "resume":
+                    self._keep(call_id, round_ + 1, result)
+            elif answer.actor == HANDLER and answer.kind == "resume":
+                continue  # what it says now is no worse
+            if answer.actor != HANDLER or answer.digest() != answer_of(result).digest():
+                self._put(results, call_id, answer, approval=call_id in results.approvals)
+            if answer.kind == "decline":
+                self._denied(call_id)
+
+    async def settle(self, call_id: str, round_: int, answer: Answer) -> Answer:
+        """The agent's own code has decided a call that was announced. Returns the answer that stands: somebody may have
+        been faster.
+
+        Raises:
+            LeaseLost: The run has another owner.
+        """
+        self._rounds[call_id] = round_
+        found = await self._run_answers.settle(call_id, (self._step, round_), answer)
+        self._answers[ledger.answer_key(self._step, call_id, round_)] = found
+        with suppress(StoreUnavailable):  # what it has not seen keeps the run from being suspended
+            await self.look()
+        return found
 
     @property
     def judged(self) -> int:
@@ -111,7 +182,7 @@ class Waits:
     @property
     def reason(self) -> str:
         """Why the run waits when calls of this step do: for somebody, or for nothing but its background tasks."""
-        return BACKGROUND if self._kinds == {"task"} else DECISION
+        return BACKGROUND if set(self._kinds.values()) == {"task"} else DECISION
 
     @property
     def waited(self) -> bool:
@@ -128,9 +199,13 @@ class Waits:
             self._busy -= 1
             self._tell()
 
-    def began_here(self, call_id: str, round_: int) -> bool:
-        """Whether it is this attempt in which the call began to wait."""
-        return ledger.key(self._step, call_id, round_) in self._here
+    def is_new(self, call_id: str, round_: int) -> bool:
+        """Whether what the call did beside in this round has yet to be counted in this attempt; once."""
+        field = ledger.key(self._step, call_id, round_)
+        if field in self._here:
+            return False
+        self._here.add(field)
+        return True
 
     async def look(self) -> None:
         """Take the answers that came meanwhile.
@@ -138,7 +213,7 @@ class Waits:
         Raises:
             StoreUnavailable: Redis does not answer.
         """
-        answers, self.seen = await self._read()
+        answers, self.seen = await self._run_answers.read()
         self._answers.update(answers)
         self._tell()
 
@@ -171,8 +246,10 @@ class Waits:
         finally:
             self._busy += 1
 
-    async def announce(self, call_id: str, name: str, round_: int, outcome: ledger.Outcome, tool: Any) -> None:
-        """Store that a call waits, and tell the observers, in one step. Returns when that is done.
+    async def announce(
+        self, call_id: str, name: str, round_: int, outcome: ledger.Outcome, tool: Any
+    ) -> ledger.Outcome:
+        """Store that a call waits, and tell the observers, in one step. Returns, when that is done, what is recorded.
 
         Raises:
             LeaseLost: The run has another owner.
@@ -180,6 +257,7 @@ class Waits:
         suspension = outcome.suspended
         if suspension is None:
             raise LookupError("the call does not wait")
+        outcome = replace(outcome, suspended=suspension.model_copy(update={"announced": True}))
         self._rounds[call_id] = round_
         args = to_args(self._calls[call_id].args) if call_id in self._calls else None
         question = Question(
@@ -199,6 +277,7 @@ class Waits:
         self._here.add(field)
         self._writer.write(_chunk(waiting, question), Note(field=field, value=entry, waiting=waiting))
         await self._writer.flush()
+        return outcome
 
     async def resolve(self, ctx: RunContext[Any], requests: DeferredToolRequests) -> DeferredToolResults:
         """What is known of the calls that nobody else has resolved. If some of them wait all the same, the others are
@@ -210,12 +289,11 @@ class Waits:
         """
         self.asked = True
         approvals = {call.tool_call_id for call in requests.approvals}
-        made_here = set(self._rounds)
+        self._locate(requests)
         for call in [*requests.approvals, *requests.calls]:
-            if call.tool_call_id not in self._rounds:
-                metadata = requests.metadata.get(call.tool_call_id)
-                deferral = ApprovalRequired(metadata) if call.tool_call_id in approvals else CallDeferred(metadata)
-                await self._announce_late(ctx, call, deferral)
+            metadata = requests.metadata.get(call.tool_call_id)
+            deferral = ApprovalRequired(metadata) if call.tool_call_id in approvals else CallDeferred(metadata)
+            await self._announce_late(ctx, call, deferral)
         with suppress(StoreUnavailable):  # what it has not seen keeps the run from being suspended
             await self.look()
         results = DeferredToolResults()
@@ -224,15 +302,13 @@ class Waits:
             declined = answer is not None and answer.kind == "decline"
             if answer is None:
                 self._leave_open(self.seen)
-            elif answer.kind == "outcome" or (declined and call.tool_call_id in made_here - approvals):
+            elif answer.kind == "outcome" or (declined and call.tool_call_id not in approvals | self._hooked):
                 # A denial is no result here, in Pydantic AI's eyes, and what a task came to is more than a result:
                 # they are given at once where the call is made.
                 self._leave_open(self.seen - 1)
                 continue
-            elif call.tool_call_id in approvals:
-                results.approvals[call.tool_call_id] = _approval(answer)
             else:
-                results.calls[call.tool_call_id] = _result(answer)
+                self._put(results, call.tool_call_id, answer, approval=call.tool_call_id in approvals)
             if declined:
                 self._denied(call.tool_call_id)
         mine = len(requests.approvals) + len(requests.calls)
@@ -240,9 +316,28 @@ class Waits:
             raise RunSuspended(self.reason)
         return results
 
-    def deferring(self, suspension: Suspension) -> ApprovalRequired | CallDeferred:
+    def _put(self, results: DeferredToolResults, call_id: str, answer: Answer, *, approval: bool) -> None:
+        self._kinds.pop(call_id, None)
+        if approval:
+            results.approvals[call_id] = _approval(answer)
+        else:
+            results.calls[call_id] = _result(answer)
+
+    def _keep(self, call_id: str, round_: int, result: DeferredToolResult) -> None:
+        """Record what a handler gave as the result of a call: as it is, if that can be stored."""
+        with suppress(ToolResultInvalid):  # its JSON is with the answer
+            entry = ledger.encode(outcome_of(result))
+            self._writer.note(Note(field=ledger.key(self._step, call_id, round_), value=entry))
+
+    def recorded(self, call_id: str, round_: int) -> Suspension | None:
+        """What the call waits for, or has waited for, in a round, as the ledger has it."""
+        entry = self._entries.get(ledger.key(self._step, call_id, round_))
+        outcome = None if entry is None else ledger.decode(entry)
+        return None if outcome is None else outcome.suspended
+
+    def deferring(self, call_id: str, suspension: Suspension) -> ApprovalRequired | CallDeferred:
         """A call is about to be deferred; what tells the agent's loop so."""
-        self._kinds.add(suspension.kind)
+        self._kinds[call_id] = suspension.kind
         if self.asked:
             self._leave_open(self.seen)
         return suspension.deferral()
@@ -253,7 +348,7 @@ class Waits:
 
     def leave(self, call_id: str, round_: int, outcome: ledger.Outcome) -> ledger.Outcome:
         """A call is not announced before the agent's own handlers were asked. Returns what is recorded of it."""
-        self._left[call_id] = round_, outcome
+        self._left[call_id], self._rounds[call_id] = (round_, outcome), round_
         if outcome.suspended is None or not outcome.suspended.announced:
             return outcome
         quiet = replace(outcome, suspended=outcome.suspended.model_copy(update={"announced": False}))
@@ -264,20 +359,32 @@ class Waits:
     async def _announce_late(
         self, ctx: RunContext[Any], call: ToolCallPart, deferral: ApprovalRequired | CallDeferred
     ) -> None:
-        """Announce a call that a validator deferred, or that the agent's own handlers left; unless an earlier attempt
-        has."""
+        """Announce a call that a validator or a hook deferred, or that the agent's own handlers left; unless that was
+        done."""
         call_id = call.tool_call_id
-        self._rounds[call_id] = 0
-        self._kinds.add(DECISION)
+        self._kinds.setdefault(call_id, DECISION)
         manager = getattr(ctx, "tool_manager", None)
         tool: ToolDefinition | None = manager.get_tool_def(call.tool_name) if manager is not None else None
         if call_id in self._left:
             round_, outcome = self._left[call_id]
-            told = outcome.suspended and outcome.suspended.model_copy(update={"announced": True})
-            await self.announce(call_id, call.tool_name, round_, replace(outcome, suspended=told), tool)
-        elif ledger.key(self._step, call_id) not in self._entries:
+            await self.announce(call_id, call.tool_name, round_, outcome, tool)
+            return
+        asked = self.recorded(call_id, self._rounds[call_id])
+        if asked is None or not asked.announced:
             outcome = ledger.Outcome(suspended=read_deferral(deferral, options_of(tool)))
-            await self.announce(call_id, call.tool_name, 0, outcome, tool)
+            if call_id in self._outcomes:
+                tool = ToolDefinition(name=call.tool_name, parameters_json_schema=MADE)
+            await self.announce(call_id, call.tool_name, self._rounds[call_id], outcome, tool)
+
+    def _round_of_hook(self, call_id: str) -> int:
+        """Where a call waits that was not deferred as it was made: before that, or after what it has come to."""
+        round_ = self._outcomes[call_id][0] + 1 if call_id in self._outcomes else 0
+        while (entry := self._entries.get(ledger.key(self._step, call_id, round_))) is not None:
+            outcome = ledger.decode(entry)
+            if outcome is not None and outcome.suspended is not None:
+                break
+            round_ += 1
+        return round_
 
     def _tell(self) -> None:
         self._news.set()
@@ -300,8 +407,10 @@ def tag(call_id: str, answer: Answer | None) -> Approval | None:
 def _approval(answer: Answer) -> ToolApproved | ToolDenied:
     if answer.kind == "fail":
         raise DecisionExpired
-    # Edited arguments are taken up, and looked at, when the call is made.
-    return ToolDenied(answer.reason or DECLINED) if answer.kind == "decline" else ToolApproved()
+    if answer.kind == "decline":
+        return ToolDenied(answer.reason or DECLINED)
+    # What a person has edited is taken up, and looked at, when the call is made.
+    return ToolApproved(override_args=answer.args if answer.actor == HANDLER else None)
 
 
 def _result(answer: Answer) -> Any:
@@ -326,43 +435,3 @@ def _chunk(waiting: Waiting, question: Question) -> ToolCallApproval | ToolCallS
     if question.kind == "approval":
         return ToolCallApproval(payload=ToolCallApprovalPayload(**fields))
     return ToolCallSuspended(payload=ToolCallSuspendedPayload(**fields))
-
-
-class Deferral(AbstractCapability[Any]):
-    """The capability that takes the deferred calls which nobody else has resolved.
-
-    Args:
-        resolve: Gives their results, or suspends the run.
-    """
-
-    def __init__(
-        self, resolve: Callable[[RunContext[Any], DeferredToolRequests], Awaitable[DeferredToolResults | None]]
-    ) -> None:
-        self._resolve = resolve
-
-    def get_ordering(self) -> CapabilityOrdering:
-        """After all others: the agent's own handlers decide first."""
-        return CapabilityOrdering(position="innermost")
-
-    async def handle_deferred_tool_calls(
-        self, ctx: RunContext[Any], *, requests: DeferredToolRequests
-    ) -> DeferredToolResults | None:
-        """Resolve them."""
-        return await self._resolve(ctx, requests)
-
-
-def others_decide(root: AbstractCapability[Any] | None) -> bool:
-    """Whether the agent has handlers of its own for deferred calls: a call is then not known to wait before they were
-    asked."""
-    found: list[bool] = []
-
-    def visit(capability: AbstractCapability[Any]) -> None:
-        own = type(capability).handle_deferred_tool_calls
-        found.append(
-            own is not AbstractCapability.handle_deferred_tool_calls
-            and not isinstance(capability, Deferral | WrapperCapability)
-        )
-
-    if root is not None:
-        root.apply(visit)
-    return any(found)

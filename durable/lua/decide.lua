@@ -6,11 +6,11 @@
 --      6 the answer, as a JSON object  7 field of the ledger  8 body of the chunk that tells of it
 --      9 prefix of the status indexes  10 ms until a lost wake-up is repeated  11 channel of nudges
 --      12 '1' when only a deadline that has passed may answer so  13 what callers are told of it, as JSON
---      14 how many answers the run tells of
+--      14 how many answers the run tells of  15 token of the attempt whose own code answers so, or ''
 -- Returns {'applied', status of the run before} | {'same'} | {'decided'} | {'unknown'} | {'ended'} | {'changed'}, when the
---      call is asked something else, or no deadline of it has passed
+--      call is asked something else, or no deadline of it has passed | {'fenced'}
 local run, calls, run_id, call = KEYS[1], KEYS[4], ARGV[2], ARGV[3]
-local record = redis.call('HMGET', run, 'status', 'reason')
+local record = redis.call('HMGET', run, 'status', 'reason', 'token')
 local status = record[1]
 local state = redis.call('HGET', calls, 's:' .. call)
 if not status or not state then
@@ -25,6 +25,9 @@ if how == 'decided' then
 end
 if status == 'completed' or status == 'failed' or status == 'cancelled' then
   return {'ended'}
+end
+if ARGV[15] ~= '' and (status ~= 'running' or record[3] ~= ARGV[15]) then
+  return {'fenced'}
 end
 local now, member = now_ms(), run_id .. ':' .. call
 if ARGV[12] == '1' then

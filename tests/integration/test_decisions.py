@@ -948,6 +948,60 @@ async def test_a_correction_that_is_known_only_when_all_calls_are_looked_at_is_l
     assert effects == [(6, date(2026, 12, 1))]
 
 
+async def test_a_validator_may_have_somebody_asked_about_edited_arguments(connected: Any) -> None:
+    agent: Agent[Any, str] = Agent(calling(("pay", {"amount": 5})), name="bank")
+
+    async def check(_: RunContext[Any], amount: int) -> None:
+        if amount > 50:
+            raise ApprovalRequired(metadata={"why": "large"})
+
+    @agent.tool(requires_approval=True, args_validator=check)
+    def pay(_: RunContext[Any], amount: int) -> int:
+        return amount
+
+    async def asked() -> bool:
+        view = await handle.status()
+        return view.status == "suspended" and [call.payload for call in view.pending or []] == [{"why": "large"}]
+
+    async with connected(agent) as durable:
+        handle = await durable.stream("pay")
+        await pending(handle, "c1")
+        await handle.approve("c1", args={"amount": 500})
+        await eventually(asked, what="the validator to ask")
+        await handle.approve("c1", args={"amount": 50})
+        assert await told(handle) == {"c1": ["success", 50]}
+
+
+class Broken(BaseModel):
+    """Data that can't be looked at."""
+
+    n: int
+
+    @field_validator("n")
+    @classmethod
+    def broken(cls, _: int) -> int:
+        raise RuntimeError("secret")
+
+
+async def test_a_type_that_fails_when_data_is_looked_at_is_a_failure_of_its_tool(connected: Any) -> None:
+    agent = Agent(calling(("count", {})), name="counter")
+
+    @agent.tool
+    def count(ctx: RunContext[Any]) -> int:
+        found = resume_data(ctx, Broken)
+        if found is None:
+            raise suspend(resume_schema=Broken)
+        return found.n
+
+    async with connected(agent) as durable:
+        handle = await durable.stream("count")
+        await pending(handle, "c1")
+        await handle.resume("c1", {"n": 1})
+        with pytest.raises(RunFailed) as failed:
+            await handle.result()
+    assert failed.value.failure_code == "tool_failed"
+
+
 async def test_arguments_of_the_model_that_the_tool_refuses_are_its_own_affair(connected: Any) -> None:
     agent = Agent(calling(("pay", {"amount": {"n": 3}})), name="bank")
 
