@@ -20,7 +20,7 @@ from durable.errors import StoreUnavailable
 from durable.settings import Settings
 from durable.store import Store
 
-from . import agents, budgets, decisions, health, inside, problems, runs, threads
+from . import agents, background, budgets, decisions, health, inside, problems, runs, threads
 from .body_limit import BodyLimit
 from .closing import on_stop_signals
 from .documentation import Documented
@@ -64,7 +64,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.add_middleware(BodyLimit, max_bytes=(settings or Settings()).max_body_bytes)
     problems.install(app)
-    for module in (runs, decisions, budgets, inside, threads, agents, health):
+    for module in (runs, decisions, budgets, inside, background, threads, agents, health):
         app.include_router(module.router)
     return app
 

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
 from durable.budgets import Raise
 from durable.chunks import Wire
 from durable.decisions import LONGEST_ACTOR, LONGEST_REASON
-from durable.runs import OnBusy, RunRequest
+from durable.runs import OnBusy, RunRequest, read_until_idle
 from durable.runs.record import MaxSeconds, MaxTokens, OnBudget
 
 MAX_METADATA_KEYS = 50
+
+
+class Idle(Wire):
+    """For how long a run waits for its background tasks."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_idle_ms: Annotated[int, Field(description="Milliseconds in a row.", ge=1, le=10 * 365 * 86_400_000)]
+
+
+UntilIdle = Annotated[
+    bool | Idle | None,
+    Field(description="Whether to go on when background tasks end after the turn: for 5 minutes in a row, or so long."),
+]
+
+
+def seconds_of(until_idle: bool | Idle | None) -> float | None:  # noqa: FBT001 - it is the value itself
+    """For how many seconds a run waits; None when it does not."""
+    return read_until_idle(until_idle.max_idle_ms / 1000 if isinstance(until_idle, Idle) else until_idle)
 
 
 class SubmitBody(Wire):
@@ -81,10 +100,17 @@ class SubmitBody(Wire):
         Field(description="Whether to wait for the conversation's other runs (`queue`, default) or to be refused."),
     ] = None
 
+    background: Annotated[
+        Literal[False] | None, Field(description="`false`: all tool calls are made in the run, none in the background.")
+    ] = None
+    until_idle: UntilIdle = None
+
     def request(self) -> RunRequest:
         """The run's request, as it is stored."""
         names = set(RunRequest.model_fields) & self.model_fields_set
-        return RunRequest(**{name: getattr(self, name) for name in names})
+        idle = seconds_of(self.until_idle)
+        waits = {} if idle is None else {"max_idle": idle}
+        return RunRequest(**{name: getattr(self, name) for name in names}, **waits)
 
 
 Actor = Annotated[str | None, Field(max_length=LONGEST_ACTOR, description="Who says so, for the log.")]

@@ -89,6 +89,47 @@ INBOX: Final = {
     "pending": [{**_CALL, "runId": "6mUYXuWMuVhRIctqrwgGLg", "agent": "support"}],
     "next": "1795507201204.6mUYXuWMuVhRIctqrwgGLg%3Acall_8Zk2",
 }
+_TASK: Final[dict[str, Any]] = {
+    "taskId": "task-3f1c0a7be59d42c8a6d1f08e7b24c9530d1e6a87",
+    "status": "completed",
+    "toolName": "read_all_about",
+    "toolCallId": "call_8Zk2",
+    "runId": "6mUYXuWMuVhRIctqrwgGLg",
+    "agent": "researcher",
+    "args": {"topic": "tea"},
+    "disposition": "deferred",
+    "queue": "durable.researcher",
+    "attempt": 1,
+    "retriesUsed": 0,
+    "createdAt": "2026-11-24T08:00:00.000000Z",
+    "startedAt": "2026-11-24T08:00:00.004000Z",
+    "completedAt": "2026-11-24T08:00:41.310000Z",
+    "links": {
+        "self": "/v1/background-tasks/task-3f1c0a7be59d42c8a6d1f08e7b24c9530d1e6a87",
+        "cancel": "/v1/background-tasks/task-3f1c0a7be59d42c8a6d1f08e7b24c9530d1e6a87/cancel",
+        "chunks": "/v1/runs/task-3f1c0a7be59d42c8a6d1f08e7b24c9530d1e6a87/chunks",
+        "run": "/v1/runs/6mUYXuWMuVhRIctqrwgGLg",
+    },
+}
+TASK: Final[dict[str, Any]] = {**_TASK, "result": "All about tea."}
+TASKS: Final = {"tasks": [_TASK], "next": "1795507200000.task-3f1c0a7be59d42c8a6d1f08e7b24c9530d1e6a87"}
+CANCELLED_TASK: Final = {**_TASK, "status": "cancelled"}
+RESUMED_TASK: Final = {k: v for k, v in _TASK.items() if k != "completedAt"} | {"status": "pending"}
+TASK_STREAM: Final[dict[int | str, dict[str, Any]]] = {
+    200: {
+        "description": "The tasks that are being executed, then what becomes of tasks.",
+        "content": {
+            "text/event-stream": {
+                "schema": {"type": "string"},
+                "example": 'data: {"runId":"6mUYXuWMuVhRIctqrwgGLg","from":"AGENT","type":"background-task-running",'
+                '"payload":{"taskId":"task-3f1c0a7be59d42c8a6d1f08e7b24c9530d1e6a87","toolName":"read_all_about",'
+                '"toolCallId":"call_8Zk2","runId":"6mUYXuWMuVhRIctqrwgGLg","agentId":"researcher",'
+                '"startedAt":"2026-11-24T08:00:00.004Z","args":{"topic":"tea"}}}\n\n',
+            }
+        },
+    },
+    204: {"description": "The task that was asked for has ended."},
+}
 
 
 def decided(decision: str, **more: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from durable.decisions import verbs_of
 from durable.runs import BUDGET_REACHED
-from durable.views import InboxCall, PendingCall, RunStatus, RunView
+from durable.views import InboxCall, PendingCall, RunStatus, RunView, TaskView
 
 AnyCall = TypeVar("AnyCall", bound=PendingCall)
 
@@ -22,6 +22,14 @@ def linked(view: RunView) -> RunView:
         names.append("resume")
     links = {"self": path, **{name: f"{path}/{name}" for name in names}}
     pending = view.pending and [with_call_links(call, view.run_id) for call in view.pending]
+    return view.model_copy(update={"links": links, "pending": pending})
+
+
+def linked_task(view: TaskView) -> TaskView:
+    """A background task with its links; a call of it that waits has its own."""
+    path, run = f"/v1/background-tasks/{view.task_id}", _run(view.task_id)
+    links = {"self": path, "cancel": f"{path}/cancel", "chunks": f"{run}/chunks", "run": _run(view.run_id)}
+    pending = view.pending and [with_call_links(call, view.task_id) for call in view.pending]
     return view.model_copy(update={"links": links, "pending": pending})
 
 

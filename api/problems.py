@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from durable.errors import (
     AlreadyDecided,
+    AmbiguousCall,
     BudgetNotReached,
     DurableError,
     InvalidRequest,
@@ -46,6 +47,7 @@ STATUSES: Final[dict[type[DurableError], int]] = {
     RunConflict: 409,
     RunEnded: 409,
     AlreadyDecided: 409,
+    AmbiguousCall: 409,
     BudgetNotReached: 409,
     ThreadBusy: 409,
     ThreadConflict: 409,

@@ -129,7 +129,7 @@ async def cancel_run(run_id: str, backend: TheBackend, body: CancelBody | None =
     """A run that waits ends now; one that is being executed is told to end, and keeps what it has said."""
     body = body or CancelBody()
     await backend.runs.get(run_id)
-    requested = await backend.runs.cancel(run_id, reason=body.reason, actor=body.actor)
+    requested = await backend.cancel(run_id, reason=body.reason, actor=body.actor)
     return as_json(await look(backend, run_id), 202 if requested else 200)
 
 

@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Self
 
 from durable.announcements import Announcements
+from durable.background.feed import Feed
+from durable.background.tasks import Tasks
 from durable.budgets import Budgets, Raise
 from durable.decisions import Answer, Decisions, with_calls
 from durable.definition import AgentDefinition
@@ -58,6 +60,8 @@ class Backend:
         self.decisions = Decisions(store, self.runs)
         self.budgets = Budgets(store, self.runs)
         self.announcements = Announcements(store)
+        self.tasks = Tasks(store, self.runs, self.announcements, self.decisions)
+        self.feed = Feed(store, self.hub, self.tasks)
         self.engine: Engine | None = None
         self._celery = CeleryDispatcher(settings.celery_broker_url) if celery else None
         self._here: Dispatcher | None = None
@@ -153,6 +157,27 @@ class Backend:
         record = await self.decisions.decide(run_id, tool_call_id, answer, question=question)
         if record is not None:
             await self.dispatch(record)
+
+    async def resume_task(self, task_id: str, answer: Answer, *, question: str | None = None) -> None:
+        """Answer the one call of a background task that waits, and wake it.
+
+        Raises:
+            AmbiguousCall: Several calls wait, as it may be in the run of a sub-agent: `details` name them.
+            InvalidRequest, UnknownRun, RunExpired, UnknownCall, AlreadyDecided, RunEnded, StoreUnavailable: see
+                `Decisions.decide`.
+        """
+        await self.decide(task_id, await self.tasks.call_of(task_id), answer, question=question)
+
+    async def cancel(self, run_id: str, *, reason: str | None = None, actor: str | None = None) -> bool:
+        """Ask a run to end, and wake the run that waits for it. False when it is cancelled already.
+
+        Raises:
+            InvalidRequest, UnknownRun, RunExpired, RunEnded, StoreUnavailable: see `Runs.cancel`.
+        """
+        requested = await self.runs.cancel(run_id, reason=reason, actor=actor)
+        for record in await self.runs.take_woken():
+            await self.dispatch(record)
+        return requested
 
     async def raise_budget(self, run_id: str, wanted: Raise) -> None:
         """Let a run that reached a budget go on, and wake it.

@@ -12,6 +12,7 @@
     ├── ThreadBusy                the conversation has a run that has not ended, and the new one is not to wait for it
     ├── ThreadConflict            the conversation belongs to another resource
     ├── UnknownCall               the run has no call of this id that waits or waited for an answer
+    ├── AmbiguousCall             several calls of what the run has started may be meant
     ├── AlreadyDecided            the call was answered before, in another way
     ├── BudgetNotReached          the run is not suspended because of a budget: there is nothing to raise
     ├── LimitReached              as many background tasks are executed as may be, and this one is not to wait
@@ -112,6 +113,12 @@ class UnknownCall(DurableError):
     """The run has no call of this id that waits for an answer."""
 
     code = "unknown_call"
+
+
+class AmbiguousCall(DurableError):
+    """Several calls may be meant."""
+
+    code = "ambiguous_call"
 
 
 class AlreadyDecided(DurableError):

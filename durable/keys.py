@@ -111,6 +111,14 @@ class Keys:
         """What the names of the indexes of tasks by status start with."""
         return f"{self.prefix}:tasks:status:"
 
+    def limit(self, name: str) -> str:
+        """The tasks that are executed under a limit."""
+        return f"{self.prefix}:limit:{name}"
+
+    def limit_waiting(self, name: str) -> str:
+        """The tasks that wait for a place under a limit."""
+        return f"{self.limit(name)}:waiting"
+
     @property
     def task_channel(self) -> str:
         """The pub/sub channel that carries the chunks of all background tasks."""

@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from typing import Any, Final, cast
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from functools import partial
+from typing import Any, Final, Generic, TypeVar, cast
 
 from redis.asyncio.client import PubSub
 
@@ -24,6 +25,8 @@ from durable.store import PASSING, Store, close_pubsub, text
 
 log = logging.getLogger(__name__)
 
+Heard = TypeVar("Heard")
+
 LONGEST_QUEUE: Final = 256
 """Entries that a slow reader may leave unread in memory; it then reads them from the log."""
 CHECK_SECONDS: Final = 2.0
@@ -31,16 +34,77 @@ CHECK_SECONDS: Final = 2.0
 LACKING: Final = "The run's log lacks chunks that were written."
 
 
-class _Follower:
-    """One reader's ear: entries that were announced, and whether the log is worth a look."""
+class _Ear(Generic[Heard]):
+    """One reader's ear on one channel."""
 
     def __init__(self) -> None:
-        self.heard: deque[Entry] = deque()
+        self.heard: deque[Heard] = deque()
+        self._stirred = asyncio.Event()
+        self._lapsed = False
+
+    def hear(self, message: Heard) -> None:
+        """Take a message that was announced."""
+        raise NotImplementedError
+
+    def stir(self) -> None:
+        """Be told that messages may have been missed, or that the reader is to end."""
+        raise NotImplementedError
+
+    async def wait(self, seconds: float | None) -> bool:
+        """Wait for news; False when there were none for so long."""
+        self._lapsed = False
+        timer = None if seconds is None else asyncio.get_running_loop().call_later(seconds, self._lapse)
+        try:
+            await self._stirred.wait()
+        finally:
+            if timer is not None:
+                timer.cancel()
+        self._stirred.clear()
+        return not self._lapsed
+
+    def _lapse(self) -> None:
+        self._lapsed = True
+        self._stirred.set()
+
+
+class Listener(_Ear[Heard]):
+    """The ear on a channel of which there is no log.
+
+    Attributes:
+        missed: Whether something was announced that was not heard, or not taken in time.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.missed = False
+
+    def hear(self, message: Heard) -> None:
+        if len(self.heard) >= LONGEST_QUEUE:
+            self.missed = True
+            self.heard.clear()
+        else:
+            self.heard.append(message)
+        self._stirred.set()
+
+    def stir(self) -> None:
+        self.missed = True
+        self._stirred.set()
+
+    def take(self) -> list[Heard]:
+        """What was heard since this was asked last."""
+        taken = list(self.heard)
+        self.heard.clear()
+        return taken
+
+
+class _Follower(_Ear[Entry]):
+    """The ear on a run: entries that were announced, and whether the log is worth a look."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self.highest = 0
         self.lacking: int | None = None  # the cursor that the log ended at, although the record counts otherwise
-        self._stirred = asyncio.Event()
         self._doubt = True
-        self._lapsed = False
 
     def hear(self, entry: Entry) -> None:
         self.highest = entry.last
@@ -71,22 +135,6 @@ class _Follower:
                 cursor = rest.last
         return page
 
-    async def wait(self, seconds: float | None) -> bool:
-        """Wait for news; False when there were none for so long."""
-        self._lapsed = False
-        timer = None if seconds is None else asyncio.get_running_loop().call_later(seconds, self._lapse)
-        try:
-            await self._stirred.wait()
-        finally:
-            if timer is not None:
-                timer.cancel()
-        self._stirred.clear()
-        return not self._lapsed
-
-    def _lapse(self) -> None:
-        self._lapsed = True
-        self._stirred.set()
-
 
 class Hub:
     """What all readers of a process listen with: one pub/sub connection. Belongs to one event loop.
@@ -98,8 +146,9 @@ class Hub:
     def __init__(self, store: Store) -> None:
         self.dismissed = False
         self._store = store
-        self._followers: dict[str, set[_Follower]] = {}
-        self._names: dict[str, str] = {}
+        self._followers: dict[str, set[_Ear[Any]]] = {}
+        self._reads: dict[str, Callable[[bytes], Any]] = {}
+        self._runs: dict[str, str] = {}
         self._lock = asyncio.Lock()
         self._pubsub: PubSub | None = None
         self._subscribed: set[str] = set()
@@ -125,26 +174,51 @@ class Hub:
         Raises:
             StoreUnavailable: Redis does not answer.
         """
-        follower = _Follower()
-        channel = self._store.keys.channel(run_id)
-        self._names[channel] = run_id
-        self._followers.setdefault(channel, set()).add(follower)
+        follower, channel = _Follower(), self._store.keys.channel(run_id)
+        self._runs[channel] = run_id
+        await self._join(channel, follower, partial(Entry.of_message, run_id))
+        return follower
+
+    async def leave(self, run_id: str, follower: _Follower) -> None:
+        """Follow no more."""
+        await self._part(self._store.keys.channel(run_id), follower)
+
+    @asynccontextmanager
+    async def listen(self, channel: str, read: Callable[[bytes], Heard]) -> AsyncIterator[Listener[Heard]]:
+        """Listen to a channel of which there is no log.
+
+        Args:
+            channel: Its name.
+            read: Reads a message; once for all listeners, always the same for a channel.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        listener: Listener[Heard] = Listener()
+        await self._join(channel, listener, read)
+        try:
+            listener.missed = False  # what was announced before is none of its business
+            yield listener
+        finally:
+            await self._part(channel, listener)
+
+    async def _join(self, channel: str, ear: _Ear[Any], read: Callable[[bytes], Any]) -> None:
+        self._reads[channel] = read
+        self._followers.setdefault(channel, set()).add(ear)
         try:
             # A reader that is cancelled must not break off in a command: that costs the connection, and all are on it.
             await asyncio.shield(self._subscribe(channel))
         except BaseException:
-            await self.leave(run_id, follower)
+            await self._part(channel, ear)
             raise
-        return follower
 
-    async def leave(self, run_id: str, follower: _Follower) -> None:
-        """Listen no more."""
-        channel = self._store.keys.channel(run_id)
-        followers = self._followers.get(channel, set())
-        followers.discard(follower)
-        if followers or channel not in self._followers:
+    async def _part(self, channel: str, ear: _Ear[Any]) -> None:
+        ears = self._followers.get(channel, set())
+        ears.discard(ear)
+        if ears or channel not in self._followers:
             return
-        del self._followers[channel], self._names[channel]
+        del self._followers[channel], self._reads[channel]
+        self._runs.pop(channel, None)
         await asyncio.shield(self._unsubscribe(channel))
 
     async def _subscribe(self, channel: str) -> None:
@@ -228,29 +302,29 @@ class Hub:
         self._stir_all()
 
     def _deliver(self, channel: str, data: bytes) -> None:
-        followers = self._followers.get(channel)
-        if followers:
-            entry = Entry.of_message(self._names[channel], data)
-            for follower in followers:
-                follower.hear(entry)
+        ears = self._followers.get(channel)
+        if ears:
+            message = self._reads[channel](data)
+            for ear in ears:
+                ear.hear(message)
 
     def _stir_all(self) -> None:
-        for followers in self._followers.values():
-            for follower in followers:
-                follower.stir()
+        for ears in self._followers.values():
+            for ear in ears:
+                ear.stir()
 
     async def _check(self) -> None:
         while True:
             await asyncio.sleep(CHECK_SECONDS)
-            channels = list(self._followers)
+            channels = list(self._runs)
             if not channels:
                 continue
             try:
-                last_seqs = await self._last_seqs([self._names[channel] for channel in channels])
+                last_seqs = await self._last_seqs([self._runs[channel] for channel in channels])
             except StoreUnavailable:
                 continue
             for channel, last_seq in zip(channels, last_seqs, strict=True):
-                for follower in self._followers.get(channel, ()):
+                for follower in cast("set[_Follower]", self._followers.get(channel, set())):
                     if follower.highest < last_seq:
                         follower.stir()
 

@@ -210,6 +210,80 @@ class RunView(Wire):
         return self.model_dump(mode="json", by_alias=True)
 
 
+class TaskStatus(StrEnum):
+    """The states of a background task. The last four are ends."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    SUSPENDED = "suspended"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+
+    @property
+    def ended(self) -> bool:
+        """Whether a task in this state has ended."""
+        return self not in {TaskStatus.PENDING, TaskStatus.RUNNING, TaskStatus.SUSPENDED}
+
+
+class TaskView(Wire):
+    """A tool call that is made in the background, or a run of a sub-agent.
+
+    Attributes:
+        task_id: Its id: that of the run that makes the call.
+        status: Its state.
+        tool_name: The tool.
+        tool_call_id: The model's id for the call.
+        run_id: The run that has started it.
+        agent: The agent that executes it: that run's own, or the sub-agent.
+        args: What the call is made with.
+        disposition: `deferred`: its run goes on meanwhile. `awaited`: the call waits for it.
+        queue: The Celery queue of its workers.
+        attempt: The current or last attempt, from 1; 0 before the first.
+        retries_used: How often it was made again because the tool raised.
+        reason: Why it waits: `no_worker`, `retrying`, `limit_reached` (as many are executed as may be), `decision`.
+        result: What the call returned, when it completed; not in lists.
+        error: Why it failed.
+        pending: Its calls that wait for an answer.
+        created_at: When it was started.
+        started_at: When its first attempt began.
+        completed_at: When it ended.
+        links: Paths of what can be asked of it, by name.
+    """
+
+    task_id: str
+    status: TaskStatus
+    tool_name: str
+    tool_call_id: str
+    run_id: str
+    agent: str
+    args: Json = Field(None, exclude_if=_absent)
+    disposition: str
+    queue: str
+    attempt: int = 0
+    retries_used: int = 0
+    reason: str | None = Field(None, exclude_if=_absent)
+    result: Json = Field(None, exclude_if=_absent)
+    error: Annotated[ErrorInfo | None, WithoutNulls] = Field(None, exclude_if=_absent)
+    pending: list[PendingCall] | None = Field(None, exclude_if=_absent)
+    created_at: Moment
+    started_at: Moment | None = Field(None, exclude_if=_absent)
+    completed_at: Moment | None = Field(None, exclude_if=_absent)
+    links: dict[str, str] | None = Field(None, exclude_if=_absent)
+
+    def to_wire(self) -> dict[str, Json]:
+        """The JSON object as the API sends it."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+class TaskPage(Wire):
+    """Background tasks, newest first. `next` is the cursor of the following page, or null at the end."""
+
+    tasks: list[TaskView]
+    next: str | None = None
+
+
 class RunPage(Wire):
     """Runs, newest first. `next` is the cursor of the following page, or null at the end."""
 

@@ -33,6 +33,8 @@ async def script(messages: list[ModelMessage], _info: AgentInfo) -> AsyncIterato
     """The scripted model."""
     returned = _returned(messages)
     verb, _, rest = ("say", "", f"The tool said {returned}") if returned else _prompt(messages).partition(" ")
+    if verb == "Background":
+        verb, rest = "say", "Heard of a task"
     if verb == "as":
         call_id, end = json.JSONDecoder().raw_decode(rest)
         name, _, args = rest[end:].strip().partition(" ")
@@ -164,6 +166,55 @@ def paint(ctx: RunContext[object]) -> str:
 def too_late() -> str:
     """Wait until a moment in the past."""
     raise suspend(expires_in=-1)
+
+
+busy_agent = Agent(FunctionModel(stream_function=script), name="busy")
+in_background: dict[str, object] = {"background": True}
+
+
+@busy_agent.tool_plain(metadata={"durable": in_background})
+async def nap(ms: int = 0) -> str:
+    """Sleep."""
+    await asyncio.sleep(ms / 1000)
+    return f"slept {ms}"
+
+
+@busy_agent.tool(metadata={"durable": in_background})
+def ask(ctx: RunContext[object]) -> str:
+    """Ask which colour."""
+    choice = resume_data(ctx, Colour)
+    if choice is None:
+        raise suspend({"question": "Which colour?"}, resume_schema=Colour)
+    return f"answered {choice.colour}"
+
+
+@busy_agent.tool_plain(metadata={"durable": in_background | {"timeout": 0.05}})
+async def dawdle() -> str:
+    """Take too long."""
+    await asyncio.sleep(60)
+    return "done"
+
+
+@busy_agent.tool_plain(metadata={"durable": in_background | {"retries": 1, "retry_seconds": 0.01}})
+def stumble() -> str:
+    """Fail."""
+    raise RuntimeError("hunter2")
+
+
+@busy_agent.tool_plain(metadata={"durable": in_background | {"max_concurrency": 1}})
+async def alone(ms: int = 0) -> str:
+    """Sleep, one at a time."""
+    await asyncio.sleep(ms / 1000)
+    return f"slept {ms}"
+
+
+@busy_agent.tool_plain(metadata={"durable": in_background | {"queue": "durable.heavy"}})
+def lift() -> str:
+    """Work that has workers of its own."""
+    return "lifted"
+
+
+busy = create_evented_agent(busy_agent)
 
 
 def large_sums(_ctx: RunContext[object], _tool: ToolDefinition, args: dict[str, object]) -> bool:

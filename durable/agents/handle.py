@@ -121,7 +121,7 @@ class RunHandle:
             UnknownRun, RunExpired: There is no such run.
             StoreUnavailable: Redis does not answer.
         """
-        return await self._backend.runs.cancel(self.run_id, reason=reason)
+        return await self._backend.cancel(self.run_id, reason=reason)
 
     async def approve(
         self,

@@ -57,6 +57,16 @@ def run(
     on_busy: Annotated[
         OnBusy | None, typer.Option(help="Wait for the conversation's other runs (default), or be refused.")
     ] = None,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="Make all tool calls in the run, none in the background.")
+    ] = False,
+    until_idle: Annotated[
+        bool,
+        typer.Option("--until-idle", help="Go on when background tasks end; wait for them for 5 minutes."),
+    ] = False,
+    max_idle: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="The same, for so many seconds in a row.")
+    ] = None,
     metadata: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Kept with the run. May be repeated.")
     ] = None,
@@ -94,6 +104,8 @@ def run(
                 thread_id=thread,
                 resource_id=resource,
                 on_busy=on_busy,
+                background=False if foreground else None,
+                until_idle=(until_idle or None) if max_idle is None else max_idle,
             )
         except UnknownAgent as error:
             raise UnknownAgent(await _whom_else(client, agent)) from error

@@ -20,7 +20,7 @@ from durable.chunks import Chunk
 from durable.chunks.base import Json
 from durable.client.backoff import Backoff
 from durable.client.outage import OnOutage
-from durable.client.paths import call_path, run_path, segment
+from durable.client.paths import call_path, run_path, segment, task_path
 from durable.client.remote import Remote
 from durable.client.subscription import Subscription
 from durable.errors import RunCancelled, RunFailed
@@ -37,6 +37,9 @@ from durable.views import (
     RunPage,
     RunStatus,
     RunView,
+    TaskPage,
+    TaskStatus,
+    TaskView,
     ThreadMessagePage,
 )
 
@@ -116,6 +119,8 @@ class Client:
         thread_id: str | None = None,
         resource_id: str | None = None,
         on_busy: str | None = None,
+        background: bool | None = None,
+        until_idle: bool | float | None = None,
     ) -> RunView:
         """Start a run and return at once. Give either `prompt` or `messages`.
 
@@ -143,6 +148,9 @@ class Client:
             resource_id: Whose conversation it is; the same each time.
             on_busy: With a run of the conversation that has not ended: `queue` (default) waits for it, `reject`
                 refuses.
+            background: False: all tool calls are made in the run, none in the background.
+            until_idle: Whether the run goes on when its background tasks end after its turn, and waits for them: for 5
+                minutes in a row, or for so many seconds.
 
         Raises:
             ThreadBusy: The conversation has a run that is suspended, or any with `on_busy="reject"`; `details` tell
@@ -170,6 +178,8 @@ class Client:
             "threadId": thread_id,
             "resourceId": resource_id,
             "onBusy": on_busy,
+            "background": background,
+            "untilIdle": _idle(until_idle),
         }
         if run_id is None and idempotency_key is None:
             idempotency_key = secrets.token_urlsafe(24)
@@ -253,6 +263,54 @@ class Client:
         """Runs, newest first. `cursor` is the `next` of the page before."""
         params = {"status": status, "agent": agent, "threadId": thread_id, "limit": limit, "cursor": cursor}
         return await self._server.ask("GET", "/v1/runs", RunPage, params=params)
+
+    async def tasks(
+        self,
+        *,
+        status: TaskStatus | str | None = None,
+        agent: str | None = None,
+        run_id: str | None = None,
+        tool_name: str | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> TaskPage:
+        """Background tasks, newest first, without their results. `run_id`: what this run has started, its sub-agents
+        included. `cursor` is the `next` of the page before."""
+        params = {
+            "status": status,
+            "agent": agent,
+            "run": run_id,
+            "toolName": tool_name,
+            "limit": limit,
+            "cursor": cursor,
+        }
+        return await self._server.ask("GET", "/v1/background-tasks", TaskPage, params=params)
+
+    async def task(self, task_id: str) -> TaskView:
+        """A background task as it is now, with its result. Its log is that of the run with the same id.
+
+        Raises:
+            UnknownRun: There is none.
+            RunExpired: Its retention has passed.
+        """
+        return await self._server.ask("GET", task_path(task_id), TaskView)
+
+    async def cancel_task(self, task_id: str, reason: str | None = None) -> TaskView:
+        """End a background task: its run goes on, and the model is told.
+
+        Raises:
+            UnknownRun: There is none.
+            RunEnded: It ended otherwise before.
+        """
+        path = f"{task_path(task_id)}/cancel"
+        return await self._server.ask("POST", path, TaskView, body=_given({"reason": reason}), backoff=self._retry)
+
+    async def resume_task(
+        self, task_id: str, data: Json = None, *, actor: str | None = None, question: str | None = None
+    ) -> TaskView:
+        """Give the one call of a background task that waits its data. Otherwise as `resume`."""
+        body = {"data": data, **_given({"actor": actor, "questionId": question})}
+        return await self._server.ask("POST", f"{task_path(task_id)}/resume", TaskView, body=body, backoff=self._retry)
 
     async def agents(self) -> list[AgentView]:
         """All agents that can be asked for runs."""
@@ -452,6 +510,11 @@ class Client:
     async def _answer(self, run_id: str, tool_call_id: str, verb: str, body: Mapping[str, Json]) -> RunView:
         path = f"{call_path(run_id, tool_call_id)}/{verb}"
         return await self._server.ask("POST", path, RunView, body=body, backoff=self._retry)
+
+
+def _idle(until_idle: bool | float | None) -> Json:  # noqa: FBT001 - it is the value itself
+    """For how long a run waits for its tasks, on the wire."""
+    return until_idle if until_idle is None or isinstance(until_idle, bool) else {"maxIdleMs": int(until_idle * 1000)}
 
 
 def _given(fields: Mapping[str, Json]) -> dict[str, Json]:

@@ -12,6 +12,11 @@ def run_path(run_id: str) -> str:
     return f"/v1/runs/{segment(run_id)}"
 
 
+def task_path(task_id: str) -> str:
+    """A background task's own path."""
+    return f"/v1/background-tasks/{segment(task_id)}"
+
+
 def call_path(run_id: str, tool_call_id: str) -> str:
     """The path of a tool call, without what is to be done with it."""
     return f"{run_path(run_id)}/tool-calls/{segment(tool_call_id)}"

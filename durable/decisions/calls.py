@@ -153,6 +153,15 @@ class Call:
         """Which of the questions about the call this is."""
         return self.step, self.round
 
+    @property
+    def named(self) -> dict[str, Json]:
+        """What tells it from others, as callers see it."""
+        return {
+            "toolCallId": self.tool_call_id,
+            "questionId": question_id(*self.place),
+            "toolName": self.question.tool_name,
+        }
+
     def _fields(self) -> dict[str, Any]:
         asked = self.question
         return {

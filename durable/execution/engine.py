@@ -307,7 +307,7 @@ class Engine:
         """What tells the run that has started this one of it."""
         if record.parent_run_id is None:
             return None
-        return Mirror(self._store, lease, Report(record, _args(request)), self._probe)
+        return Mirror(self._store, lease, Report(record, request.call_args), self._probe)
 
     async def _load(self, record: RunRecord, lease: Lease) -> tuple[RunRequest, StartPoint, ErrorInfo | None]:
         """What the run is asked to do and where it stands, and why it can't be executed if it can't."""
@@ -376,10 +376,8 @@ class Engine:
     async def _wake_woken(self) -> None:
         """Wake the runs that scripts have woken meanwhile. If that fails, the sweeper does."""
         try:
-            async with self._store.guard():
-                found = await self._store.redis.lpop(self._store.keys.woken, 20)
-            for run_id in found or []:
-                await self._wake(await self._runs.get(text(run_id)))
+            for record in await self._runs.take_woken():
+                await self._wake(record)
         except DurableError as error:
             log.warning("runs that wait for others could not be woken: %s", error.code)
 
@@ -436,8 +434,3 @@ class Engine:
                 self.cancel(run_id)
             elif attempt is not None and int(decisions or 0) > attempt.seen:
                 attempt.lookout.look_soon()
-
-
-def _args(request: RunRequest) -> Json:
-    """What the call is made with for which a run was started."""
-    return request.tool_call.args if request.tool_call is not None else {"prompt": request.prompt}

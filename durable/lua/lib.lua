@@ -72,7 +72,9 @@ local function keep(run, checkpoints, last, progress, checkpoint)
   if progress == '1' then
     spend(run, false)
     redis.call('HSET', run, 'claims', '0')
-    redis.call('HDEL', run, 'retriesUsed', 'lastError')
+    if redis.call('HGET', run, 'kind') ~= 'task' then -- a task makes one call: its retries are counted in all
+      redis.call('HDEL', run, 'retriesUsed', 'lastError')
+    end
   end
 end
 

@@ -6,7 +6,7 @@ A run's record is the truth; the sorted sets of runs are its indexes, changed in
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from typing import Any, cast
 
@@ -45,6 +45,7 @@ _BRIEF = (
     "agent", "status", "reason", "token", "lastSeq", "createdAt", "startedAt", "finishedAt", "usage", "error",
     "tripwire", "metadata", "retryOf", "parentRunId", "threadId", "kind", "queue", "retention", "cancelRequested",
     "notBefore", "asked", "maxTokens", "maxSeconds", "msUsed", "budget", "behind",
+    "toolName", "parentCall", "disposition", "limits", "retriesUsed",
 )  # fmt: skip
 
 
@@ -363,20 +364,60 @@ class Runs:
         """
         keys = self._store.keys
         narrowest = {"thread": thread} if thread else {"status": status} if status else {"agent": agent}
-        index = keys.runs(**narrowest)
+        index, seen = keys.runs(**narrowest), Position.parse(cursor, RUN_ID)
+        places = batches(self._store, index, seen, size=limit, newest_first=True)
+        return await self.select(
+            places,
+            lambda record: agent in {"", record.agent} and status in {"", record.status},
+            limit=limit,
+            index=index,
+        )
+
+    async def take_woken(self, most: int = 20) -> list[RunRecord]:
+        """Runs that scripts have woken and that nobody has dispatched since: whoever takes them does.
+
+        Raises:
+            StoreUnavailable: Redis does not answer. The sweeper wakes what is lost here.
+        """
+        async with self._store.guard():
+            found = cast("list[bytes] | None", await self._store.redis.lpop(self._store.keys.woken, most))
+        records = []
+        for run_id in found or []:
+            with suppress(UnknownRun, RunExpired):
+                records.append(await self.get(text(run_id)))
+        return records
+
+    async def select(
+        self,
+        places: AsyncGenerator[list[Position]],
+        fits: Callable[[RunRecord], bool],
+        *,
+        limit: int,
+        index: str | None = None,
+    ) -> tuple[list[RunRecord], str | None]:
+        """The first runs that fit, without their outputs, and the cursor of the next ones.
+
+        Args:
+            places: Where they are, in order.
+            fits: Whether a run does.
+            limit: Runs, at most.
+            index: The key that the places are from: runs that have expired leave it.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
         found: list[RunRecord] = []
-        seen = Position.parse(cursor, RUN_ID)
-        async with aclosing(batches(self._store, index, seen, size=limit, newest_first=True)) as places:
+        async with aclosing(places):
             async for batch in places:
                 records = await self._brief([place.member for place in batch], index)
                 for place, record in zip(batch, records, strict=True):
-                    if record is not None and agent in {"", record.agent} and status in {"", record.status}:
+                    if record is not None and fits(record):
                         found.append(record)
                         if len(found) == limit:
                             return found, str(place)
         return found, None
 
-    async def _brief(self, run_ids: Sequence[str], index: str) -> list[RunRecord | None]:
+    async def _brief(self, run_ids: Sequence[str], index: str | None) -> list[RunRecord | None]:
         """Records without their outputs. Expired runs leave the index."""
         if not run_ids:
             return []
@@ -390,7 +431,7 @@ class Runs:
             fields = {name: value for name, value in zip(_BRIEF, values, strict=True) if value is not None}
             records.append(RunRecord(run_id, fields) if fields else None)
         expired = [run_id for run_id, record in zip(run_ids, records, strict=True) if record is None]
-        if expired:
+        if expired and index is not None:
             async with self._store.guard():
                 await self._store.redis.zrem(index, *expired)
         return records

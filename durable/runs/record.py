@@ -111,6 +111,11 @@ class RunRequest(Wire):
         """The stored form."""
         return self.model_dump_json(by_alias=True, exclude_none=True).encode()
 
+    @property
+    def call_args(self) -> Json:
+        """What the call is made with for which a run was started."""
+        return self.tool_call.args if self.tool_call is not None else {"prompt": self.prompt}
+
     def budgets(self) -> dict[str, str]:
         """Its budgets, as fields of the run's record: there they may be raised."""
         named = {"maxTokens": self.max_tokens, "maxSeconds": self.max_seconds}
@@ -202,6 +207,16 @@ class RunRecord:
     def parent_run_id(self) -> str | None:
         """The run that has started it."""
         return self._optional("parentRunId")
+
+    @property
+    def parent_call_id(self) -> str | None:
+        """The call of that run that it was started for."""
+        return self._text("parentCall").split(" ", 2)[2] if "parentCall" in self.fields else None
+
+    @property
+    def limits(self) -> list[str]:
+        """The names of the limits that it is under, as a background task."""
+        return [limit.rpartition("=")[0] for limit in (self._optional("limits") or "").split()]
 
     @property
     def idled_out(self) -> bool:

@@ -63,7 +63,7 @@ async def waiting(bench: Workbench, run_id: str, reader: asyncio.Future[Any]) ->
     """Wait until a reader has nothing to do, or has ended."""
 
     async def quiet() -> bool:
-        followers = bench.hub._followers.get(bench.store.keys.channel(run_id), ())
+        followers: Any = bench.hub._followers.get(bench.store.keys.channel(run_id), ())
         last = (await bench.runs.get(run_id)).last_seq
         return reader.done() or all(item.highest == last and not item.heard for item in followers)
 

@@ -22,8 +22,12 @@ from durable.chunks import KNOWN_TYPES, Chunk, ErrorInfo, StepResult, Usage, par
 from durable.cli.exits import Exit
 from durable.runs.record import LONGEST_IDLE
 from durable.settings import Settings
+<<<<<<< HEAD
 from durable.tool_options import ToolOptions
 from durable.views import RunView
+=======
+from durable.views import RunView, TaskView
+>>>>>>> ffb46c2 (Tell of background tasks over HTTP: list, look, follow, cancel and resume them; let a submit say how long a run waits for its own)
 from worker.host import EXIT_STALLED
 from worker.pool import EXIT_HUNG
 from worker.program import EXIT_CONFIG
@@ -243,11 +247,15 @@ def test_the_wire_page_shows_a_run_and_a_submit_as_they_are() -> None:
     assert names(submit) == wire_names(SubmitBody)
 
 
+def test_the_wire_page_shows_a_background_task_as_it_is() -> None:
+    assert names(section(page("wire-format.md"), "### A background task")) == wire_names(TaskView)
+
+
 def test_the_wire_page_lists_every_route_with_every_status() -> None:
     documented = {
-        f"{method.upper()} {path}".replace("run_id", "runId").replace("thread_id", "threadId"): set(
-            operation["responses"]
-        )
+        f"{method.upper()} {path}".replace("run_id", "runId")
+        .replace("thread_id", "threadId")
+        .replace("task_id", "taskId"): set(operation["responses"])
         for path, operations in create_app().openapi()["paths"].items()
         for method, operation in operations.items()
     }

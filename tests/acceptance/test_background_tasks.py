@@ -1,0 +1,214 @@
+"""Background tasks over plain HTTP: listed, looked at, followed, cancelled and resumed."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+
+from tests.caller import STREAM, Body, Caller, assert_problem
+from tests.deployment import wait_for
+
+TASKS = "/v1/background-tasks"
+
+
+def tasks(caller: Caller, **params: Any) -> list[Body]:
+    """All tasks that fit, page by page."""
+    found: list[Body] = []
+    cursor: dict[str, str] = {}
+    while True:
+        answer = caller.get(TASKS, params=params | cursor)
+        assert answer.status_code == 200, answer.text
+        found += answer.json()["tasks"]
+        if answer.json()["next"] is None:
+            return found
+        cursor = {"cursor": answer.json()["next"]}
+
+
+def task(caller: Caller, task_id: str) -> Body:
+    """A task as it is now."""
+    answer = caller.get(f"{TASKS}/{task_id}")
+    assert answer.status_code == 200, answer.text
+    view: Body = answer.json()
+    return view
+
+
+def begun(caller: Caller, prompt: str, count: int = 1, **fields: Any) -> list[Body]:
+    """The tasks of a run that was just submitted, in the order of its calls."""
+    run_id = caller.submit(prompt, "busy", **fields)
+    wait_for(lambda: len(tasks(caller, run=run_id)) == count, what=f"the tasks of {run_id}")
+    return sorted(tasks(caller, run=run_id), key=lambda view: str(view["toolCallId"]))
+
+
+def until(caller: Caller, task_id: str, status: str) -> Body:
+    """The task, once it is in this state."""
+    wait_for(lambda: task(caller, task_id)["status"] == status, what=f"{task_id} to be {status}")
+    return task(caller, task_id)
+
+
+def test_a_task_tells_its_call_its_run_and_its_result(caller: Caller) -> None:
+    [listed] = begun(caller, 'call nap {"ms": 1}')
+    view = until(caller, listed["taskId"], "completed")
+    assert (view["toolName"], view["toolCallId"], view["args"]) == ("nap", "call-0", {"ms": 1})
+    assert (view["agent"], view["disposition"], view["result"]) == ("busy", "deferred", "slept 1")
+    assert view["attempt"] >= 1
+    assert view["createdAt"] <= view["startedAt"] <= view["completedAt"]
+    assert caller.get(view["links"]["run"]).json()["runId"] == view["runId"] == listed["runId"]
+    assert caller.get(view["links"]["chunks"]).json()["final"]
+    assert caller.get(view["links"]["self"]).json() == view
+    [listed] = tasks(caller, run=view["runId"])
+    assert listed == {name: value for name, value in view.items() if name != "result"}
+
+
+def test_a_task_that_took_too_long_and_one_that_failed_differ_in_status(caller: Caller) -> None:
+    slow, failed = begun(caller, "calls dawdle; stumble", 2)
+    slow = until(caller, slow["taskId"], "timed_out")
+    assert slow["error"]["code"] == "tool_timeout"
+    failed = until(caller, failed["taskId"], "failed")
+    assert failed["error"]["code"] == "tool_failed"
+    assert failed["retriesUsed"] == 1
+    assert "hunter2" not in json.dumps(failed)
+    for status, view in (("timed_out", slow), ("failed", failed)):
+        [found] = tasks(caller, run=slow["runId"], status=status)
+        assert found["taskId"] == view["taskId"]
+        in_all = [found["taskId"] for found in tasks(caller, status=status, limit=200)]
+        assert [view["taskId"] in in_all, {slow["taskId"], failed["taskId"]} <= set(in_all)] == [True, False]
+
+
+def test_lists_are_narrowed_and_read_page_by_page_newest_first(caller: Caller) -> None:
+    views = begun(caller, "calls " + ";".join(['nap {"ms": 1}'] * 4 + ["ask"]), 5)
+    run_id = views[0]["runId"]
+    for limit in (1, 2, 3):
+        found = tasks(caller, run=run_id, limit=limit)
+        assert sorted(view["taskId"] for view in found) == sorted(view["taskId"] for view in views)
+        created = [view["createdAt"] for view in found]
+        assert created == sorted(created, reverse=True)
+    assert [view["toolName"] for view in tasks(caller, run=run_id, toolName="ask")] == ["ask"]
+    assert tasks(caller, run=run_id, agent="scripted") == []
+    assert len(tasks(caller, run=run_id, agent="busy")) == 5
+    assert {view["taskId"] for view in views} <= {view["taskId"] for view in tasks(caller, agent="busy", limit=7)}
+    assert tasks(caller, run="nobody") == []
+    assert_problem(caller.get(TASKS, params={"cursor": "x"}), 400, "invalid_request")
+    assert_problem(caller.get(TASKS, params={"status": "queued"}), 400, "invalid_request")
+
+
+def test_a_task_is_not_there_for_who_asks_for_a_plain_run(caller: Caller) -> None:
+    run_id = caller.submit("say hello")
+    for path in (run_id, "nobody"):
+        assert_problem(caller.get(f"{TASKS}/{path}"), 404, "unknown_run")
+        assert_problem(caller.post(f"{TASKS}/{path}/cancel"), 404, "unknown_run")
+        assert_problem(caller.post(f"{TASKS}/{path}/resume", json={"data": 1}), 404, "unknown_run")
+        assert_problem(caller.get(f"{TASKS}/stream", params={"task": path}), 404, "unknown_run")
+    caller.ended(run_id)
+
+
+def test_a_task_that_waits_is_resumed_and_the_same_answer_again_is_fine(caller: Caller) -> None:
+    [view] = begun(caller, "call ask")
+    path = f"{TASKS}/{view['taskId']}"
+    view = until(caller, view["taskId"], "suspended")
+    assert view["reason"] == "decision"
+    [call] = view["pending"]
+    assert (call["toolName"], call["payload"]) == ("ask", {"question": "Which colour?"})
+    assert_problem(caller.post(f"{path}/resume", json={"data": {"colour": 1}}), 400, "invalid_request")
+    for _ in range(2):
+        answer = caller.post(f"{path}/resume", json={"data": {"colour": "red"}, "actor": "ada"})
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["taskId"] == view["taskId"]
+    assert_problem(caller.post(f"{path}/resume", json={"data": {"colour": "blue"}}), 409, "already_decided")
+    assert until(caller, view["taskId"], "completed")["result"] == "answered red"
+
+
+def test_a_task_is_cancelled_whether_it_waits_or_is_executed_and_its_run_goes_on(caller: Caller) -> None:
+    nap, ask = begun(caller, 'calls nap {"ms": 60000}; ask', 2, untilIdle=True)
+    run_id = nap["runId"]
+    until(caller, nap["taskId"], "running")
+    until(caller, ask["taskId"], "suspended")
+    for view in (ask, nap):
+        answer = caller.post(f"{TASKS}/{view['taskId']}/cancel", json={"reason": "enough"})
+        assert answer.status_code == 202, answer.text
+        until(caller, view["taskId"], "cancelled")
+        assert caller.post(f"{TASKS}/{view['taskId']}/cancel").status_code == 200
+    assert caller.ended(run_id)["status"] == "completed"
+    [done] = begun(caller, 'call nap {"ms": 0}')
+    until(caller, done["taskId"], "completed")
+    assert_problem(caller.post(f"{TASKS}/{done['taskId']}/cancel"), 409, "run_ended")
+
+
+def test_a_task_says_that_it_waits_for_a_place(caller: Caller) -> None:
+    views = begun(caller, 'calls alone {"ms": 60000}; alone {"ms": 60000}', 2)
+    run_id = views[0]["runId"]
+
+    def states() -> list[tuple[str, str | None]]:
+        return sorted((view["status"], view.get("reason")) for view in tasks(caller, run=run_id))
+
+    wait_for(lambda: states() == [("pending", "limit_reached"), ("running", None)], what="one to wait")
+    for view in views:
+        caller.post(f"{TASKS}/{view['taskId']}/cancel")
+    for view in views:
+        until(caller, view["taskId"], "cancelled")
+
+
+@contextmanager
+def following(caller: Caller, **params: str) -> Iterator[Callable[[], list[Body]]]:
+    """Follow the feed in a thread; gives what has come so far."""
+    heard: list[Body] = []
+    connected = threading.Event()
+    response: list[httpx.Response] = []
+
+    def read() -> None:
+        with (
+            httpx.Client(base_url=caller.base_url, trust_env=False, timeout=30) as client,
+            client.stream("GET", f"{TASKS}/stream", params=params, headers=STREAM) as stream,
+        ):
+            response.append(stream)
+            try:
+                for line in stream.iter_lines():
+                    connected.set()
+                    if line.startswith("data: "):
+                        heard.append(json.loads(line.removeprefix("data: ")))
+            except (httpx.ReadError, httpx.StreamClosed):
+                return
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    assert connected.wait(15)
+    yield lambda: list(heard)
+    heard.append({"type": "left", "payload": {}})
+
+
+def of_task(heard: list[Body], task_id: str) -> list[str]:
+    """What was told of a task."""
+    return [chunk["type"] for chunk in heard if chunk["payload"].get("taskId") == task_id]
+
+
+def test_the_feed_tells_what_is_executed_and_then_what_becomes_of_tasks(caller: Caller) -> None:
+    [old] = begun(caller, 'call nap {"ms": 60000}')
+    until(caller, old["taskId"], "running")
+    with following(caller) as heard, following(caller, run=old["runId"]) as of_run:
+        wait_for(lambda: of_task(heard(), old["taskId"]) == ["background-task-running"], what="the one under way")
+        [new] = begun(caller, 'call nap {"ms": 1}')
+        ends = ["background-task-running", "background-task-completed"]
+        wait_for(lambda: of_task(heard(), new["taskId"]) == ends, what="the new one to end")
+        caller.post(f"{TASKS}/{old['taskId']}/cancel")
+        wait_for(lambda: "background-task-cancelled" in of_task(of_run(), old["taskId"]), what="the old one to end")
+        assert of_task(of_run(), new["taskId"]) == []
+        [first, *_] = [chunk for chunk in heard() if chunk["payload"].get("taskId") == old["taskId"]]
+        assert (first["runId"], first["from"], first["payload"]["args"]) == (old["runId"], "AGENT", {"ms": 60_000})
+        assert first["payload"]["startedAt"][:19] == task(caller, old["taskId"])["startedAt"][:19]
+
+
+def test_the_feed_of_one_task_ends_with_it(caller: Caller) -> None:
+    [view] = begun(caller, "call ask")
+    path, params = f"{TASKS}/stream", {"task": view["taskId"]}
+    until(caller, view["taskId"], "suspended")
+    with caller.stream("GET", path, params=params) as stream:
+        lines = stream.iter_lines()
+        assert next(lines) == ": connected"
+        caller.post(f"{TASKS}/{view['taskId']}/resume", json={"data": {"colour": "red"}})
+        told = [json.loads(line.removeprefix("data: "))["type"] for line in lines if line.startswith("data: ")]
+    assert told == ["background-task-resumed", "background-task-completed"]
+    assert caller.get(path, params=params).status_code == 204
