@@ -97,8 +97,9 @@ def compare_logs(found: list[Chunk], whole: list[Chunk], where: str) -> None:
     for kind in (*SETTLED, *ASKED):
         assert sorted(counted(found, kind)) == sorted(counted(whole, kind)), (where, kind)
     ours, theirs = folder(found), folder(whole)
-    assert (ours.text, ours.reasoning, ours.object, ours.usage, ours.reason, ours.steps) == (
-        (theirs.text, theirs.reasoning, theirs.object, theirs.usage, theirs.reason, theirs.steps)
+    assert nameless(ours.text) == nameless(theirs.text), where
+    assert (ours.reasoning, ours.object, ours.usage, ours.reason, ours.steps) == (
+        (theirs.reasoning, theirs.object, theirs.usage, theirs.reason, theirs.steps)
     ), where
 
 
