@@ -22,12 +22,8 @@ from durable.chunks import KNOWN_TYPES, Chunk, ErrorInfo, StepResult, Usage, par
 from durable.cli.exits import Exit
 from durable.runs.record import LONGEST_IDLE
 from durable.settings import Settings
-<<<<<<< HEAD
 from durable.tool_options import ToolOptions
-from durable.views import RunView
-=======
 from durable.views import RunView, TaskView
->>>>>>> ffb46c2 (Tell of background tasks over HTTP: list, look, follow, cancel and resume them; let a submit say how long a run waits for its own)
 from worker.host import EXIT_STALLED
 from worker.pool import EXIT_HUNG
 from worker.program import EXIT_CONFIG
