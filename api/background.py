@@ -10,7 +10,7 @@ from durable.backend import Backend
 from durable.decisions import Answer
 from durable.views import TaskPage, TaskStatus, TaskView
 
-from .bodies import CancelBody, ResumeBody
+from .bodies import CancelBody, ResumeBody, seconds_of
 from .dependencies import TheBackend
 from .documentation import CANCELLED_TASK, RESUMED_TASK, TASK, TASK_STREAM, TASKS, errors, example
 from .links import linked_task
@@ -97,6 +97,8 @@ async def cancel_task(task_id: str, backend: TheBackend, body: CancelBody | None
 async def resume_task(task_id: str, body: ResumeBody, backend: TheBackend) -> Response:
     """Gives the call of a suspended task the data that it waits for. It can be approved or declined, too: by the links
     of the call that waits."""
+    if (idle := seconds_of(body.until_idle)) is not None:
+        await backend.runs.wait_for_tasks((await backend.tasks.get(task_id)).run_id, idle)
     answer = Answer(kind="resume", data=body.data, actor=body.actor)
     await backend.resume_task(task_id, answer, question=body.question_id)
     return await _look(backend, task_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, StrictBool
 
 from durable.budgets import Raise
 from durable.chunks import Wire
@@ -13,6 +13,7 @@ from durable.runs import OnBusy, RunRequest, read_until_idle
 from durable.runs.record import MaxSeconds, MaxTokens, OnBudget
 
 MAX_METADATA_KEYS = 50
+LONGEST_IDLE_MS = 10 * 365 * 86_400_000
 
 
 class Idle(Wire):
@@ -20,11 +21,11 @@ class Idle(Wire):
 
     model_config = ConfigDict(extra="forbid")
 
-    max_idle_ms: Annotated[int, Field(description="Milliseconds in a row.", ge=1, le=10 * 365 * 86_400_000)]
+    max_idle_ms: Annotated[int, Field(description="Milliseconds in a row.", ge=1, le=LONGEST_IDLE_MS)]
 
 
 UntilIdle = Annotated[
-    bool | Idle | None,
+    StrictBool | Idle | None,
     Field(description="Whether to go on when background tasks end after the turn: for 5 minutes in a row, or so long."),
 ]
 
@@ -121,6 +122,14 @@ Question = Annotated[
 ]
 
 
+class AnswerBody(Wire):
+    """What all answers to calls have in common."""
+
+    actor: Actor = None
+    question_id: Question = None
+    until_idle: UntilIdle = None
+
+
 class RaiseBody(Raise):
     """What a run may use from now on, in all, and who says so."""
 
@@ -136,7 +145,7 @@ class CancelBody(Wire):
     actor: Actor = None
 
 
-class ApproveBody(Wire):
+class ApproveBody(AnswerBody):
     """Lets a call be made: `args` in place of the model's arguments, if they are given."""
 
     model_config = ConfigDict(
@@ -150,11 +159,9 @@ class ApproveBody(Wire):
     )
 
     args: Annotated[dict[str, Any] | None, Field(description="All arguments, as the tool's schema wants them.")] = None
-    actor: Actor = None
-    question_id: Question = None
 
 
-class DeclineBody(Wire):
+class DeclineBody(AnswerBody):
     """Why a call is not made: the model is told."""
 
     model_config = ConfigDict(
@@ -163,11 +170,9 @@ class DeclineBody(Wire):
     )
 
     reason: Reason = None
-    actor: Actor = None
-    question_id: Question = None
 
 
-class ResumeBody(Wire):
+class ResumeBody(AnswerBody):
     """What a call waits for: any JSON that fits its schema, null included."""
 
     model_config = ConfigDict(
@@ -176,5 +181,3 @@ class ResumeBody(Wire):
     )
 
     data: Annotated[Any, Field(description="Data for the tool, or the result of a call that is executed elsewhere.")]
-    actor: Actor = None
-    question_id: Question = None

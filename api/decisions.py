@@ -17,7 +17,7 @@ from durable.decisions import Answer
 from durable.errors import InvalidRequest
 from durable.views import InboxPage, RunView
 
-from .bodies import ApproveBody, DeclineBody, ResumeBody
+from .bodies import AnswerBody, ApproveBody, DeclineBody, ResumeBody, seconds_of
 from .dependencies import TheBackend
 from .documentation import INBOX, decided, errors, example
 from .links import with_call_links
@@ -59,7 +59,7 @@ async def approve(
     again: with `questionId`, an answer is never one to another question."""
     body = body or ApproveBody()
     answer = Answer(kind="approve", args=body.args, actor=body.actor)
-    return await _answer(backend, run_id, call, answer, body.question_id, asked)
+    return await _answer(backend, run_id, call, answer, body, asked)
 
 
 @router.post(
@@ -74,7 +74,7 @@ async def decline(
     """The call is not made. The model is told the reason, and goes on. Any call that waits can be declined."""
     body = body or DeclineBody()
     answer = Answer(kind="decline", reason=body.reason, actor=body.actor)
-    return await _answer(backend, run_id, call, answer, body.question_id, asked)
+    return await _answer(backend, run_id, call, answer, body, asked)
 
 
 @router.post(
@@ -87,7 +87,7 @@ async def resume(run_id: str, call: str, backend: TheBackend, body: ResumeBody, 
     """Gives a suspended tool the data that it waits for, which has to fit its schema; or is the result of a call that
     is executed elsewhere."""
     answer = Answer(kind="resume", data=body.data, actor=body.actor)
-    return await _answer(backend, run_id, call, answer, body.question_id, asked)
+    return await _answer(backend, run_id, call, answer, body, asked)
 
 
 @router.get(
@@ -109,9 +109,13 @@ async def list_pending(
 
 
 async def _answer(
-    backend: Backend, run_id: str, call: str, answer: Answer, question: str | None, linked: str | None
+    backend: Backend, run_id: str, call: str, answer: Answer, body: AnswerBody, linked: str | None
 ) -> Response:
+    question = body.question_id
     if question is not None and linked not in {None, question}:
         raise InvalidRequest("The body names another question than the link.", field="questionId")
+    idle = seconds_of(body.until_idle)
+    if idle is not None:
+        await backend.runs.wait_for_tasks(run_id, idle)
     await backend.decide(run_id, call, answer, question=linked if question is None else question)
     return as_json(await look(backend, run_id))

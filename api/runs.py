@@ -17,7 +17,7 @@ from durable.journal import Entry, read
 from durable.runs import NewRun, RunRecord, check_policy, check_thread_id
 from durable.views import ChunkPage, RunPage, RunStatus, RunView
 
-from .bodies import CancelBody, SubmitBody
+from .bodies import LONGEST_IDLE_MS, CancelBody, Idle, SubmitBody, seconds_of
 from .dependencies import TheBackend
 from .documentation import CHUNKS_RESPONSES, NEW_RUN, RUN, RUNS, errors, example, known
 from .links import linked
@@ -169,11 +169,21 @@ async def get_chunks(
     limit: Annotated[int, Query(ge=1, le=1000, description="JSON only.")] = 200,
     wait: Annotated[float, Query(ge=0, le=30, description="JSON only: seconds to wait for news.")] = 0,
     last_event_id: Annotated[str | None, Header(description="The cursor, as `EventSource` sends it.")] = None,
+    *,
+    until_idle: Annotated[
+        bool, Query(alias="untilIdle", description="Whether the run goes on when background tasks end after its turn.")
+    ] = False,
+    max_idle_ms: Annotated[
+        int | None, Query(alias="maxIdleMs", ge=1, le=LONGEST_IDLE_MS, description="The same, for so long in a row.")
+    ] = None,
 ) -> Response:
     """With `Accept: text/event-stream` the run's chunks as Server-Sent Events, replayed from the cursor and followed to
     the final chunk. Otherwise a page of JSON."""
     cursor = _cursor(last_event_id if last_event_id is not None else after)
     record = await backend.observer.check(run_id, cursor)
+    idle = seconds_of(until_idle if max_idle_ms is None else Idle(max_idle_ms=max_idle_ms))
+    if idle is not None:
+        await backend.runs.wait_for_tasks(run_id, idle)
     if "text/event-stream" in request.headers.get("accept", ""):
         if record.status.ended and cursor == record.last_seq:
             return Response(status_code=204)

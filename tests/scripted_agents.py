@@ -179,6 +179,12 @@ async def nap(ms: int = 0) -> str:
     return f"slept {ms}"
 
 
+@busy_agent.tool_plain(requires_approval=True)
+def check() -> str:
+    """Wait for an approval, in the run itself."""
+    return "checked"
+
+
 @busy_agent.tool(metadata={"durable": in_background})
 def ask(ctx: RunContext[object]) -> str:
     """Ask which colour."""

@@ -18,7 +18,7 @@ from durable.chunks.base import Json
 from durable.decisions import Answer
 from durable.errors import RunCancelled, RunFailed, StoreUnavailable
 from durable.outputs import restore_output
-from durable.runs import RunRecord
+from durable.runs import RunRecord, read_until_idle
 from durable.threads import given
 from durable.views import RunStatus, RunView
 
@@ -74,6 +74,18 @@ class RunHandle:
         record = await self._backend.runs.get(self.run_id)
         [view] = await self._backend.views([record])
         return view
+
+    async def wait_for_tasks(self, until_idle: bool | float = True) -> None:  # noqa: FBT001, FBT002 - the value itself
+        """Let the run go on when its background tasks end after its turn, and wait for them for 5 minutes in a row, or
+        for so many seconds; the longest that anybody has said counts. Nothing changes when it has ended.
+
+        Raises:
+            UnknownRun, RunExpired: There is no such run.
+            StoreUnavailable: Redis does not answer.
+        """
+        seconds = read_until_idle(until_idle)
+        if seconds is not None:
+            await self._backend.runs.wait_for_tasks(self.run_id, seconds)
 
     def observe(self, offset: int = 0) -> AsyncGenerator[Chunk]:
         """The run's chunks, from the start or after the first `offset`, as they are written; ends with the run.

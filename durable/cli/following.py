@@ -36,7 +36,9 @@ class Following:
         self._cursor = 0
         self._aborted = ""  # why the run was cancelled, if its log says so
 
-    async def follow(self, client: Client, run_id: str, after: int = 0) -> Exit:
+    async def follow(
+        self, client: Client, run_id: str, after: int = 0, *, until_idle: bool | float | None = None
+    ) -> Exit:
         """Write the run from the cursor on, until it has ended.
 
         Raises:
@@ -45,7 +47,7 @@ class Following:
         self._run_id, self._cursor = run_id, after
         silence = asyncio.create_task(self._explain_silence(client, run_id))
         try:
-            async with aclosing(client.observe(run_id, after)) as chunks:
+            async with aclosing(client.observe(run_id, after, until_idle=until_idle)) as chunks:
                 async for chunk in chunks:
                     silence.cancel()
                     self._show(chunk)

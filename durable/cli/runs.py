@@ -29,6 +29,13 @@ Detach: TypeAlias = Annotated[bool, typer.Option("--detach", "-d", help="Print t
 RunId: TypeAlias = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
 
+UntilIdle: TypeAlias = Annotated[
+    bool, typer.Option("--until-idle", help="Go on when background tasks end; wait for them for 5 minutes in a row.")
+]
+MaxIdle: TypeAlias = Annotated[
+    float | None, typer.Option(metavar="SECONDS", min=0.001, help="The same, for so many seconds.")
+]
+
 
 def run(
     context: typer.Context,
@@ -105,7 +112,7 @@ def run(
                 resource_id=resource,
                 on_busy=on_busy,
                 background=False if foreground else None,
-                until_idle=(until_idle or None) if max_idle is None else max_idle,
+                until_idle=_idle(until_idle=until_idle, max_idle=max_idle),
             )
         except UnknownAgent as error:
             raise UnknownAgent(await _whom_else(client, agent)) from error
@@ -122,6 +129,8 @@ def observe(
     run_id: RunId,
     *,
     after: Annotated[int, typer.Option(min=0, help="Begin after this chunk.")] = 0,
+    until_idle: UntilIdle = False,
+    max_idle: MaxIdle = None,
     as_json: AsJson = False,
 ) -> None:
     """Follow a run, from its start or from a chunk on. Ctrl-C leaves it running.
@@ -134,7 +143,7 @@ def observe(
         view = await client.get(run_id)  # no server or no such run is told at once, not after many tries
         if after > view.last_seq:
             raise InvalidRequest(f"The run has no chunk {after} yet; its last one is {view.last_seq}.")
-        return await following.follow(client, run_id, after)
+        return await following.follow(client, run_id, after, until_idle=_idle(until_idle=until_idle, max_idle=max_idle))
 
     attend(context.obj, work, on_interrupt=following.interrupted, on_outage=following.outage)
 
@@ -237,6 +246,11 @@ def agents(context: typer.Context, *, as_json: AsJson = False) -> None:
         return Exit.OK
 
     attend(context.obj, work)
+
+
+def _idle(*, until_idle: bool, max_idle: float | None) -> bool | float | None:
+    """For how long a run waits for its tasks; None when nobody says."""
+    return (until_idle or None) if max_idle is None else max_idle
 
 
 def _labels(pairs: list[str]) -> dict[str, str]:

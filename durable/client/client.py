@@ -333,11 +333,19 @@ class Client:
         params = {"after": after, "limit": limit, "wait": wait or None}
         return await self._server.ask("GET", f"{run_path(run_id)}/chunks", ChunkPage, params=params, extra_seconds=wait)
 
-    def observe(self, run_id: str, after: int = 0) -> AsyncGenerator[Chunk, None]:
+    def observe(
+        self, run_id: str, after: int = 0, *, until_idle: bool | float | None = None
+    ) -> AsyncGenerator[Chunk, None]:
         """Follow a run: all chunks after the cursor, what is there and what comes, until the final one.
 
         A lost connection or server is come back to, from the cursor. To stop earlier, just stop reading; the run
         does not notice.
+
+        Args:
+            run_id: The run.
+            after: The seq after which to begin.
+            until_idle: Whether the run, if it has not ended, goes on when its background tasks end after its turn: it
+                waits for them for 5 minutes in a row, or for so many seconds.
 
         Raises:
             UnknownRun: There is none.
@@ -345,7 +353,14 @@ class Client:
             InvalidRequest: `after` is negative or beyond the end.
             ServerUnreachable: The server was away for longer than `reconnect` is patient.
         """
-        return Subscription(self._server, f"{run_path(run_id)}/chunks", after=after, backoff=self._reconnect).chunks()
+        subscription = Subscription(
+            self._server,
+            f"{run_path(run_id)}/chunks",
+            after=after,
+            backoff=self._reconnect,
+            params=_idle_params(until_idle),
+        )
+        return subscription.chunks()
 
     async def wait(self, run_id: str, timeout: float | None = None) -> RunView:  # noqa: ASYNC109  it is the API
         """The run once it has ended, however it did.
@@ -419,6 +434,7 @@ class Client:
         args: Mapping[str, Json] | None = None,
         actor: str | None = None,
         question: str | None = None,
+        until_idle: bool | float | None = None,
     ) -> RunView:
         """Let a call that waits for approval be made. Returns the run. It is repeated as `submit` is: the same answer
         again changes nothing.
@@ -431,6 +447,8 @@ class Client:
             question: What is answered, as in the `question_id` of a call that waits or of a chunk. A call may be asked
                 about again; with it, an answer that is repeated is never one to the next question. Default: what the
                 call was asked last.
+            until_idle: Whether the run goes on when its background tasks end after its turn: it waits for them for 5
+                minutes in a row, or for so many seconds.
 
         Raises:
             UnknownRun, RunExpired, UnknownCall: There is no such run, call or question.
@@ -439,7 +457,7 @@ class Client:
             InvalidRequest: The call does not wait for this, or what is given does not fit its schema. It still waits.
         """
         return await self._answer(
-            run_id, tool_call_id, "approve", _given({"args": args, "actor": actor, "questionId": question})
+            run_id, tool_call_id, "approve", {**_given({"args": args}), **_beside(actor, question, until_idle)}
         )
 
     async def decline(
@@ -450,9 +468,10 @@ class Client:
         reason: str | None = None,
         actor: str | None = None,
         question: str | None = None,
+        until_idle: bool | float | None = None,
     ) -> RunView:
         """Refuse a call that waits. The model is told the reason, and goes on. Otherwise as `approve`."""
-        body = _given({"reason": reason, "actor": actor, "questionId": question})
+        body = {**_given({"reason": reason}), **_beside(actor, question, until_idle)}
         return await self._answer(run_id, tool_call_id, "decline", body)
 
     async def resume(
@@ -463,10 +482,11 @@ class Client:
         *,
         actor: str | None = None,
         question: str | None = None,
+        until_idle: bool | float | None = None,
     ) -> RunView:
         """Give a suspended call its data, or one that is executed elsewhere its result. Otherwise as `approve`."""
         return await self._answer(
-            run_id, tool_call_id, "resume", {"data": data, **_given({"actor": actor, "questionId": question})}
+            run_id, tool_call_id, "resume", {"data": data, **_beside(actor, question, until_idle)}
         )
 
     async def raise_budget(
@@ -515,6 +535,18 @@ class Client:
 def _idle(until_idle: bool | float | None) -> Json:  # noqa: FBT001 - it is the value itself
     """For how long a run waits for its tasks, on the wire."""
     return until_idle if until_idle is None or isinstance(until_idle, bool) else {"maxIdleMs": int(until_idle * 1000)}
+
+
+def _beside(actor: str | None, question: str | None, until_idle: bool | float | None) -> dict[str, Json]:  # noqa: FBT001
+    """What any answer to a call may say besides."""
+    return _given({"actor": actor, "questionId": question, "untilIdle": _idle(until_idle)})
+
+
+def _idle_params(until_idle: bool | float | None) -> dict[str, str]:  # noqa: FBT001 - it is the value itself
+    """The same, as a query."""
+    if until_idle is None or isinstance(until_idle, bool):
+        return {"untilIdle": "true"} if until_idle else {}
+    return {"maxIdleMs": str(int(until_idle * 1000))}
 
 
 def _given(fields: Mapping[str, Json]) -> dict[str, Json]:

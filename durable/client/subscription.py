@@ -7,7 +7,7 @@ or a stream that ends without the final chunk is a drop, and the log is asked ag
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Final
 
@@ -48,7 +48,9 @@ class Subscription:
         cursor: The last seq that was given out.
     """
 
-    def __init__(self, server: Remote, path: str, *, after: int, backoff: Backoff) -> None:
+    def __init__(
+        self, server: Remote, path: str, *, after: int, backoff: Backoff, params: Mapping[str, str] | None = None
+    ) -> None:
         """Connects when it is read.
 
         Args:
@@ -56,6 +58,7 @@ class Subscription:
             path: The run's chunks.
             after: The seq after which to begin.
             backoff: How to reconnect.
+            params: What else to ask for.
         """
         self.cursor = after
         self._http = server.http
@@ -63,6 +66,7 @@ class Subscription:
         self._outage = server.outage
         self._asked: float | None = None  # when it was asked what it has not answered yet
         self._path = path
+        self._params = params or {}
         self._tries = backoff.start()
         self._cap = backoff.cap
         self._timeout = httpx.Timeout(server.timeout, read=max(_SILENCE_SECONDS, server.timeout))
@@ -102,7 +106,7 @@ class Subscription:
     async def _connection(self) -> AsyncGenerator[Chunk, None]:
         """What one connection yields. Returns after the final chunk; raises `_Drop` at any other end."""
         request = self._http.build_request(
-            "GET", self._path, params={"after": self.cursor}, headers=_HEADERS, timeout=self._timeout
+            "GET", self._path, params={**self._params, "after": self.cursor}, headers=_HEADERS, timeout=self._timeout
         )
         self._asked = time.monotonic()
         try:

@@ -122,6 +122,7 @@ class Attempt:
         suspend: Lets the run wait, and tells so, unless there are more answers than those that were seen.
         submit: Starts a run of its own for a call of this one.
         waiting: Tells which calls of the run wait, as callers see them.
+        read_max_idle: Tells for how long the run waits for its tasks, by what was said since it was submitted.
         mirror: Tells the run that has started this one.
         hopeless: Why the run can only fail.
         threads: Where guardrails, scorers and judges are called that are not asynchronous.
@@ -147,6 +148,7 @@ class Attempt:
         suspend: Callable[..., Awaitable[str]],
         submit: Submit,
         waiting: Callable[[], Awaitable[list[Json]]],
+        read_max_idle: Callable[[], Awaitable[float | None]],
         mirror: Mirror | None = None,
         hopeless: ErrorInfo | None = None,
         threads: Executor | None = None,
@@ -175,7 +177,7 @@ class Attempt:
         )
         self._waiting = waiting
         self._mirror = mirror
-        self._max_idle = request.max_idle
+        self._read_max_idle = read_max_idle
         self._call = request.tool_call
         self._turn = Turn(
             definition,
@@ -213,6 +215,7 @@ class Attempt:
             told,
             submit,
             self._probe,
+            self._read_max_idle,
         )
 
     def start(self) -> asyncio.Task[Outcome]:
@@ -317,7 +320,7 @@ class Attempt:
             tasks = self._turn.delegation.outstanding
             payload = TaskProgressPayload(task_ids=tasks, running_count=len(tasks), elapsed_ms=0)
             chunks = [*self._turn.turn_ended(), BackgroundTaskProgress(payload=payload)]
-            fields["idleMs"] = int((self._max_idle or 0) * 1000)
+            fields["idleMs"] = int((self._turn.delegation.max_idle or 0) * 1000)
         return await self._suspend(fields, *chunks, asking=raised.reason != BACKGROUND)
 
     async def _execute(self) -> Outcome:

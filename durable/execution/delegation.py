@@ -52,8 +52,11 @@ class Delegation:
         told: The tasks whose results the model was told of, by the names of their calls in the ledger.
         submit: Creates a run, and wakes somebody who executes it.
         probe: Passed at each point.
+        read_max_idle: Tells for how long the run waits for its tasks, by what was said since it was submitted.
 
     Attributes:
+        max_idle: For how many seconds in a row the run waits for its tasks; None when it does not. Known at its turn's
+            end.
         told: As given, with what was told since.
     """
 
@@ -69,8 +72,11 @@ class Delegation:
         told: Sequence[str],
         submit: Submit,
         probe: Probe,
+        read_max_idle: Callable[[], Awaitable[float | None]],
     ) -> None:
         self.told = list(told)
+        self.max_idle = request.max_idle
+        self._read_max_idle = read_max_idle
         self._definition = definition
         self._record = record
         self._request = request
@@ -192,7 +198,12 @@ class Delegation:
         Raises:
             RunSuspended: The run is to wait for them.
         """
-        if self._request.max_idle is None:
+        if not self._deferred:
+            return None
+        with suppress(StoreUnavailable):  # then it waits as it was to wait when it was submitted
+            said = await self._read_max_idle()
+            self.max_idle = max((each for each in (said, self.max_idle) if each is not None), default=None)
+        if self.max_idle is None:
             return None
         with suppress(StoreUnavailable):  # what it has not seen keeps the run from being suspended
             await self._waits.look()

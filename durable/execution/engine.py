@@ -272,6 +272,7 @@ class Engine:
             suspend=partial(suspend, self._store, lease),
             submit=self._submit,
             waiting=partial(self._waiting, lease.run_id),
+            read_max_idle=partial(self._runs.max_idle, lease.run_id),
             mirror=self._mirror(record, request, lease),
             threads=threads,
             probe=self._probe,

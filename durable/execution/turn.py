@@ -285,11 +285,6 @@ class Turn:
             raise BudgetSpent(reached)
         return TurnEnd(MISSING, limited=False, budget=reached)
 
-    @property
-    def _judges(self) -> bool:
-        judges = self._definition.completion is not None or self._definition.goal is not None
-        return judges or self._request.max_idle is not None
-
     async def _go_on(self, judgement: Judgement, ctx: RunContext[Any], output: Any) -> ModelRequest | None:
         """The model is done. What it is told if the run is not; None when it is."""
         if not (isinstance(output, DeferredToolRequests) or self.waits.unresolved):
@@ -420,7 +415,6 @@ class Turn:
             prompt, history, usage = None, progress.messages, copy(progress.usage)
         settings: Any = self._request.model_settings
         resumption = [Resumption(self._completed)] if self._completed is not None else []
-        judging = [Judging(partial(self._go_on, judgement))] if self._judges else []
         if self._request.retries:
             # The run itself asks again: its provider's client must not.
             settings = {"max_retries": 0, **(settings or {})}
@@ -441,7 +435,7 @@ class Turn:
                 Telling(self._tell),
                 Deferral(self.waits.resolve),
                 *resumption,
-                *judging,
+                Judging(partial(self._go_on, judgement)),  # also for what somebody may want of it by then
             ],
         )
 

@@ -30,7 +30,7 @@ from durable.errors import (
 from durable.positions import Position, batches
 from durable.runs.record import RUN_ID, TASK, NewRun, RunRecord, RunRequest, check_run_id, check_thread, new_run_id
 from durable.runs.reports import Report
-from durable.scripts import CANCEL, CREATE
+from durable.scripts import CANCEL, CREATE, IDLE
 from durable.settings import Settings
 from durable.store import Store, text
 from durable.translate.steps import usage_of
@@ -247,8 +247,7 @@ class Runs:
             agent=old.agent,
             kind=old.fields["kind"].decode(),
             queue=old.queue,
-            # Budgets as they were raised.
-            request=request.model_copy(update={"max_tokens": old.max_tokens, "max_seconds": old.max_seconds}),
+            request=request.model_copy(update=_as_changed(old, request)),
             retention=int(old.fields["retention"]),
             # No header of a submit can hold this character, so its keys are others.
             idempotency_key=f"retry\0{run_id}\0{idempotency_key}" if idempotency_key else None,
@@ -373,6 +372,29 @@ class Runs:
             index=index,
         )
 
+    async def wait_for_tasks(self, run_id: str, seconds: float) -> None:
+        """Let a run go on when its background tasks end after its turn, and wait for them for at least so many seconds
+        in a row. Nothing changes when it has ended.
+
+        Raises:
+            UnknownRun, RunExpired: There is no such run.
+            StoreUnavailable: Redis does not answer.
+        """
+        keys = self._store.keys
+        verdict = await self._store.run(IDLE, [keys.run(run_id), keys.wakeups], [run_id, int(seconds * 1000)])
+        if text(verdict) == "unknown":
+            await self.get(run_id)
+
+    async def max_idle(self, run_id: str) -> float | None:
+        """For how many seconds a run waits for its tasks, if somebody has said so since it was submitted.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        async with self._store.guard():
+            ms = await self._store.redis.hget(self._store.keys.run(run_id), "maxIdle")
+        return None if ms is None else int(ms) / 1000
+
     async def take_woken(self, most: int = 20) -> list[RunRecord]:
         """Runs that scripts have woken and that nobody has dispatched since: whoever takes them does.
 
@@ -468,6 +490,16 @@ def _fields(new: NewRun) -> dict[str, Any]:
     }
     given |= _of_parent(new)
     return {name: value for name, value in given.items() if value is not None} | new.request.budgets()
+
+
+def _as_changed(record: RunRecord, request: RunRequest) -> dict[str, Any]:
+    """What was changed of a request since: budgets as they were raised, and for how long it waits for its tasks."""
+    idle = [seconds for seconds in (record.max_idle, request.max_idle) if seconds is not None]
+    return {
+        "max_tokens": record.max_tokens,
+        "max_seconds": record.max_seconds,
+        "max_idle": max(idle, default=None),
+    }
 
 
 def _of_parent(new: NewRun) -> dict[str, Any]:

@@ -219,6 +219,11 @@ class RunRecord:
         return [limit.rpartition("=")[0] for limit in (self._optional("limits") or "").split()]
 
     @property
+    def max_idle(self) -> float | None:
+        """For how many seconds in a row it waits for its tasks, if somebody has said so since it was submitted."""
+        return int(self.fields["maxIdle"]) / 1000 if "maxIdle" in self.fields else None
+
+    @property
     def idled_out(self) -> bool:
         """Whether it has waited for its tasks for as long as it may."""
         return "idledOut" in self.fields

@@ -212,3 +212,62 @@ def test_the_feed_of_one_task_ends_with_it(caller: Caller) -> None:
         told = [json.loads(line.removeprefix("data: "))["type"] for line in lines if line.startswith("data: ")]
     assert told == ["background-task-resumed", "background-task-completed"]
     assert caller.get(path, params=params).status_code == 204
+
+
+def waits_for_tasks(caller: Caller, run_id: str) -> bool:
+    """Whether a run is suspended until its tasks end."""
+    run = caller.look(run_id)
+    return (run["status"], run.get("reason")) == ("suspended", "background")
+
+
+def test_a_run_that_is_not_to_use_the_background_makes_all_calls_itself(caller: Caller) -> None:
+    run = caller.result('call nap {"ms": 1}', "busy", background=False)
+    assert run["output"].strip() == "The tool said slept 1"
+    assert tasks(caller, run=run["runId"]) == []
+
+
+def test_a_run_waits_for_its_tasks_as_long_as_its_submit_says(caller: Caller) -> None:
+    run = caller.result('call nap {"ms": 60000}', "busy", untilIdle={"maxIdleMs": 50})
+    assert run["output"].strip().startswith("The tool said Background task started.")
+    kinds = [chunk["type"] for chunk in caller.log(run["runId"])]
+    assert kinds.count("background-task-progress") == 1
+    run = caller.result('call nap {"ms": 200}', "busy", untilIdle=True)
+    assert run["output"].strip() == "Heard of a task"
+    for wrong in ({"maxIdleMs": 0}, {"maxIdle": 1}, {}, 5, "yes"):
+        answer = caller.post("/v1/agents/busy/runs", json={"prompt": "say hello", "untilIdle": wrong})
+        assert_problem(answer, 400, "invalid_request")
+
+
+def test_who_observes_a_run_can_have_it_wait_for_its_tasks(caller: Caller) -> None:
+    run_id = caller.submit('calls nap {"ms": 60000}; check', "busy")
+    wait_for(lambda: bool(caller.look(run_id).get("pending")), what="the call to wait")
+    assert caller.get(f"/v1/runs/{run_id}/chunks", params={"untilIdle": "true"}).status_code == 200
+    assert caller.post(f"/v1/runs/{run_id}/tool-calls/call-1/approve").status_code == 200
+    wait_for(lambda: waits_for_tasks(caller, run_id), what="the run to wait for its task")
+    [task_id] = [view["taskId"] for view in tasks(caller, run=run_id)]
+    caller.post(f"{TASKS}/{task_id}/cancel")
+    assert caller.ended(run_id)["output"].strip() == "Heard of a task"
+
+
+def test_to_have_an_ended_run_wait_changes_nothing(caller: Caller) -> None:
+    run = caller.result("say hello", "busy")
+    assert caller.get(f"/v1/runs/{run['runId']}/chunks", params={"maxIdleMs": 5000}).json()["final"]
+    assert caller.look(run["runId"]) == run
+
+
+def test_who_answers_a_call_can_have_the_run_wait_for_its_tasks(caller: Caller) -> None:
+    run_id = caller.submit('calls nap {"ms": 60000}; check', "busy")
+    wait_for(lambda: bool(caller.look(run_id).get("pending")), what="the call to wait")
+    answer = caller.post(f"/v1/runs/{run_id}/tool-calls/call-1/approve", json={"untilIdle": {"maxIdleMs": 30000}})
+    assert answer.status_code == 200, answer.text
+    wait_for(lambda: waits_for_tasks(caller, run_id), what="the run to wait for its task")
+    [task_id] = [view["taskId"] for view in tasks(caller, run=run_id)]
+    caller.post(f"{TASKS}/{task_id}/cancel")
+    assert caller.ended(run_id)["output"].strip() == "Heard of a task"
+
+
+def test_a_run_that_waits_for_its_tasks_waits_longer_when_somebody_wants_that(caller: Caller) -> None:
+    run_id = caller.submit('call nap {"ms": 2500}', "busy", untilIdle={"maxIdleMs": 1500})
+    wait_for(lambda: waits_for_tasks(caller, run_id), what="the run to wait for its task")
+    caller.get(f"/v1/runs/{run_id}/chunks", params={"maxIdleMs": 60_000})
+    assert caller.ended(run_id)["output"].strip() == "Heard of a task"

@@ -440,3 +440,24 @@ class TestSubAgents:
         async with connected(boss) as agent:
             handle = await agent.stream("go", until_idle=True)
             assert (await told(handle))[1] == "failed: The run ended with RuntimeError."
+
+
+async def test_a_run_that_is_executed_learns_that_it_is_to_wait_for_its_tasks(connected: Any) -> None:
+    gate, held, inside = Gate(), asyncio.Event(), asyncio.Event()
+    agent = Agent(calling(("work", {"n": 1}), ("hold", {})), name="support")
+    agent.tool(name="work", metadata={"durable": {"background": True}})(gate.work)
+
+    @agent.tool_plain
+    async def hold() -> str:
+        inside.set()
+        await held.wait()
+        return "held"
+
+    async with connected(agent) as durable:
+        handle = await durable.stream("go")
+        await inside.wait()
+        await handle.wait_for_tasks(60)
+        held.set()
+        await idle(handle)
+        gate.open.set()
+        assert (await told(handle))[-1] == "completed. Its result: done 1"
