@@ -320,7 +320,9 @@ end
 local function close(own, tombstone, pending, deadlines, indexes, run_id, from, to, tombstone_seconds)
   local run, calls, now = own[1], own[#own], now_ms()
   move(run, indexes, run_id, from, to)
-  vacate(run, run_id)
+  if from ~= 'running' then
+    vacate(run, run_id) -- it may wait for a place, or have been offered one
+  end
   redis.call('HSET', run, 'finishedAt', int(now))
   redis.call('HDEL', run, 'owner', 'nonce')
   leave(run, run_id)
