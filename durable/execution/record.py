@@ -123,7 +123,7 @@ class CallRecord:
         payload = TaskPayload(task_id=task.id, tool_name=task.tool, tool_call_id=tool_call_id)
         if outcome.task is not None:
             self._translator.recorded(tool_call_id)  # its result is told when it comes
-        entry = ledger.encode(outcome)
+        entry = self._entries[field] = ledger.encode(outcome)
         if outcome.task is not None:
             self.outcomes[tool_call_id] = round_, entry
         note = Note(field=field, value=entry)

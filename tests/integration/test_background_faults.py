@@ -143,11 +143,11 @@ class TestWakeUps:
         seen: list[str] = []
         run_id = await stage.bench.create(agent=AWAITED.agent)
 
-        async def suspend_later(store: Store, lease: Any, *args: Any) -> str:
+        async def suspend_later(store: Store, lease: Any, *args: Any, **options: Any) -> str:
             if lease.run_id == run_id and not seen:
                 for task in (await stage.family(run_id))[1:]:
                     assert stage.execute(task, of=run_id).outcome == "completed"
-            found = await suspend(store, lease, *args)
+            found = await suspend(store, lease, *args, **options)
             seen.append(found)
             return found
 
