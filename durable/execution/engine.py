@@ -100,7 +100,7 @@ class Engine:
         self._keeper = LeaseKeeper(store, settings, on_stall)
         self._isolation = Isolation(PATIENCE * settings.lease_seconds)
         self._attempts: dict[str, _Slot] = {}
-        self._claiming = 0
+        self._claiming = self._letting_go = 0
         self._early_cancels: set[str] = set()
         self._changed = asyncio.Event()
         self._threads = ToolThreads(settings.tool_threads, settings.grace_seconds, on_hung)
@@ -200,7 +200,17 @@ class Engine:
             if self._attempts.get(run_id) is slot:  # an attempt that was slow to stop may have had a successor here
                 del self._attempts[run_id]
             self._changed.set()
-        attempt = slot.attempt
+        self._letting_go += 1
+        try:
+            await self._let_go(lease, outcome, slot.attempt)
+        finally:
+            self._letting_go -= 1
+            self._changed.set()
+        log.info("run %s, attempt %d: %s", run_id, lease.token, outcome)
+        return outcome
+
+    async def _let_go(self, lease: Lease, outcome: Outcome, attempt: Attempt | None) -> None:
+        """Do what has to follow an attempt."""
         if outcome is Outcome.HANDED_BACK:
             await self._hand_back(lease)
         elif outcome is Outcome.POSTPONED and attempt is not None and attempt.postponed is not None:
@@ -209,8 +219,6 @@ class Engine:
             await self._wake_next(attempt.thread_id)
         if attempt is not None and attempt.has_parent:
             await self._wake_woken()
-        log.info("run %s, attempt %d: %s", run_id, lease.token, outcome)
-        return outcome
 
     def cancel(self, run_id: str) -> None:
         """End a run as cancelled, if it is executed here."""
@@ -251,7 +259,7 @@ class Engine:
         return None if slot is None else slot.attempt
 
     async def _nothing_under_way(self) -> None:
-        while self._attempts or self._claiming:
+        while self._attempts or self._claiming or self._letting_go:
             self._changed.clear()
             await self._changed.wait()
 

@@ -280,6 +280,35 @@ async def test_a_run_that_is_told_to_end_while_it_is_handed_back_needs_nobody_el
     assert chunks[-2].payload.reason == "enough"
 
 
+async def test_who_stops_waits_until_its_runs_are_given_back(settings: Settings, bench: Workbench) -> None:
+    """Else it would close the connection by which they are."""
+    entered, giving_back, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def act(_: RunContext[Any]) -> str:
+        entered.set()
+        await asyncio.Event().wait()
+        return "unreachable"
+
+    async def wake(_: RunRecord) -> None:
+        giving_back.set()
+        await go_on.wait()
+
+    durable = create_durable_agent(acting(act), cache=settings)
+    engine = Engine(bench.store, settings, {durable.name: durable.definition}, redispatch=wake)
+    await engine.start()
+    run_id = await bench.create(agent="acting")
+    execution = asyncio.create_task(engine.execute(run_id))
+    await asyncio.wait_for(entered.wait(), 10)
+    stopping = asyncio.create_task(engine.stop())
+    await asyncio.wait_for(giving_back.wait(), 10)
+    for _ in range(20):
+        await bench.store.ping()
+    assert not stopping.done()
+    go_on.set()
+    await asyncio.wait_for(stopping, 10)
+    assert await execution is Outcome.HANDED_BACK
+
+
 @pytest.mark.parametrize("waits", [False, True], ids=["finish", "suspension"])
 async def test_against_an_end_or_a_suspension_there_is_one_winner(
     settings: Settings, bench: Workbench, waits: bool
