@@ -26,6 +26,8 @@ LONGEST_MERGE: Final = 16_384
 LARGEST_BATCH: Final = 500
 """Chunks in one entry, at most."""
 LARGEST_BATCH_BYTES: Final = 1_048_576
+REFUSALS: Final = frozenset({"cancel", "open"})
+"""Why a run does not end as its writer wants it to; the writer goes on."""
 
 
 class Sender(Protocol):
@@ -122,11 +124,13 @@ class Note:
 
 @dataclass(frozen=True)
 class Ending:
-    """The end of a run: its terminal status, its last checkpoint entry, and fields of its record."""
+    """The end of a run: its terminal status, its last checkpoint entry, and fields of its record. `closed` says that no
+    call of it may be open, or it does not end."""
 
     status: str
     checkpoint: bytes
     fields: dict[str, bytes | str]
+    closed: bool = False
 
 
 @dataclass(eq=False)
@@ -242,8 +246,9 @@ class RunWriter:
         """
         await self._until(lambda: not self._pieces and self.under_way is None)
 
-    async def finish(self, ending: Ending, *chunks: Chunk) -> bool:
-        """Write the last chunks and end the run, in one step; False when a cancel came before.
+    async def finish(self, ending: Ending, *chunks: Chunk) -> str:
+        """Write the last chunks and end the run, in one step. Returns `written`, or `seen`; `cancel` when a cancel came
+        before; `open` when a call is, and none may be.
 
         Raises:
             LeaseLost: The run has another owner.
@@ -251,8 +256,7 @@ class RunWriter:
         await self.flush()
         self._pieces.extend(_Piece(chunk, None, "") for chunk in chunks)
         batch = self._send(ending)
-        verdict = await batch.done
-        return verdict != "cancel"
+        return await batch.done
 
     def fail(self, error: DurableError) -> None:
         """Write no more, and drop what was not sent."""
@@ -279,7 +283,7 @@ class RunWriter:
             return APPEND, names, [*args, *batch.stored(run_id)]
         names += [keys.request(run_id), keys.tombstone(run_id), keys.leases]
         args += [batch.ending.checkpoint, run_id, batch.ending.status, keys.status_indexes]
-        args.append(self._sender.settings.tombstone_seconds)
+        args += [self._sender.settings.tombstone_seconds, "1" if batch.ending.closed else "0"]
         for item in batch.ending.fields.items():
             args += item
         return FINISH, names, args
@@ -297,7 +301,7 @@ class RunWriter:
             self.fail(LeaseLost())
             self.on_fenced()
             return
-        if verdict == "cancel":
+        if verdict in REFUSALS:
             self._number -= 1
         else:
             self.last_seq = int(reply[2])

@@ -1,6 +1,6 @@
 """Answers from outside to tool calls that wait: who may be asked, what was answered, and that it is answered once."""
 
-from durable.decisions.answers import DEADLINE, HANDLER, LARGEST_ANSWER, LONGEST_ACTOR, LONGEST_REASON
+from durable.decisions.answers import DEADLINE, HANDLER, LARGEST_ANSWER, LONGEST_ACTOR, LONGEST_REASON, RUN
 from durable.decisions.calls import (
     RECENT_ANSWERS,
     Answer,
@@ -26,6 +26,7 @@ __all__ = [
     "OUT_OF_TIME",
     "Question",
     "RECENT_ANSWERS",
+    "RUN",
     "RunAnswers",
     "question_id",
     "read_answers",

@@ -17,6 +17,8 @@ DEADLINE: Final = "deadline"
 """The actor of an answer that nobody gave in time."""
 HANDLER: Final = "handler"
 """The actor of what the agent's own code decides."""
+RUN: Final = "run"
+"""The actor of an answer that the run gave itself: it goes on without the call."""
 LARGEST_ANSWER: Final = 262_144
 """Bytes of an answer's JSON, at most."""
 LARGE_ANSWER: Final = 4096
@@ -38,7 +40,7 @@ async def check_answer(asked: Question, answer: Answer) -> None:
         raise InvalidRequest(f"This call can be answered by: {', '.join(verbs)}.")
     if len(answer.actor or "") > LONGEST_ACTOR or len(answer.reason or "") > LONGEST_REASON:
         raise InvalidRequest(f"A reason has {LONGEST_REASON} characters, at most, and an actor {LONGEST_ACTOR}.")
-    if answer.actor in {DEADLINE, HANDLER}:
+    if answer.actor in {DEADLINE, HANDLER, RUN}:
         raise InvalidRequest("This actor stands for nobody's answer.", field="actor")
     with as_json():
         stored = answer.to_json()

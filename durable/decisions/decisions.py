@@ -91,6 +91,21 @@ class Decisions:
             found = await pipe.execute()
         return [(read_calls(fields), read_decisions(fields)) for fields in found]
 
+    async def open(self, run_id: str) -> list[Call]:
+        """The calls of a run that wait for an answer, or have one with which they are made, and were not.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        [calls] = await self.calls([run_id])
+        asked = [call for call in calls if call.answer is None or call.answer.kind in {"approve", "resume"}]
+        async with self._store.guard(), self._store.redis.pipeline(transaction=False) as pipe:
+            for call in asked:
+                made = ledger.key(call.step, call.tool_call_id, call.round + 1)
+                pipe.hexists(self._store.keys.ledger(run_id), made)
+            found = await pipe.execute()
+        return [call for call, made in zip(asked, found, strict=True) if not made]
+
     async def answers(self, run_id: str) -> tuple[dict[str, Answer], int]:
         """The answers of a run under their names in the ledger, and how many there were before these were read.
 
@@ -180,7 +195,7 @@ class Decisions:
                     return None
 
     async def settle(self, run_id: str, token: int, tool_call_id: str, asked: Place, answer: Answer) -> Answer:
-        """What the agent's own code decides of a call, unless the question has an answer. Returns the one that stands.
+        """What an attempt decides of a call by itself, unless the question has an answer. Returns the one that stands.
 
         Args:
             run_id: The run.

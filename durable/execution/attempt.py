@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from enum import StrEnum
 from functools import partial
 from typing import Any, Final
@@ -43,8 +44,10 @@ from durable.execution.budget import Budget, BudgetSpent
 from durable.execution.delegation import Delegation, Submit
 from durable.execution.dependencies import dependencies
 from durable.execution.failures import describe, places
+from durable.execution.leftovers import Leftovers
 from durable.execution.lookout import Lookout
 from durable.execution.mirror import Mirror
+from durable.execution.record import CallRecord
 from durable.execution.recording import Again
 from durable.execution.retrying import Postponement, postponement
 from durable.execution.start import StartPoint
@@ -121,6 +124,7 @@ class Attempt:
         answers: What is answered to tool calls that wait.
         suspend: Lets the run wait, and tells so, unless there are more answers than those that were seen.
         submit: Starts a run of its own for a call of this one.
+        leftovers: Makes what closes the calls that the run goes on without.
         waiting: Tells which calls of the run wait, as callers see them.
         read_max_idle: Tells for how long the run waits for its tasks, by what was said since it was submitted.
         mirror: Tells the run that has started this one.
@@ -147,6 +151,7 @@ class Attempt:
         answers: RunAnswers,
         suspend: Callable[..., Awaitable[str]],
         submit: Submit,
+        leftovers: Callable[[CallRecord], Leftovers],
         waiting: Callable[[], Awaitable[list[Json]]],
         read_max_idle: Callable[[], Awaitable[float | None]],
         mirror: Mirror | None = None,
@@ -189,6 +194,7 @@ class Attempt:
             answers,
             self._budget,
             partial(self._delegation, request, start, submit),
+            leftovers,
             0 if self._call is None else self._call.retries - record.retries_used,
             (lambda _: None) if mirror is None else mirror.hear,
             threads,
@@ -500,7 +506,8 @@ class Attempt:
         except Exception as error:  # noqa: BLE001 - the run ends all the same, with the conversation of its checkpoints
             log.warning("run %s: its last messages can't be stored: %s", self.run_id, type(error).__name__)
             messages = b""
-        return Ending(outcome, messages, {"usage": usage, **fields, **self._said(whole=outcome is not Outcome.FAILED)})
+        fields = {"usage": usage, **fields, **self._said(whole=outcome is not Outcome.FAILED)}
+        return Ending(outcome, messages, fields, closed=outcome is Outcome.COMPLETED)
 
     def _said(self, *, whole: bool) -> dict[str, bytes]:
         """What the run adds to its thread, as a field of its record."""
@@ -513,12 +520,17 @@ class Attempt:
             return {}
 
     async def _settle(self, end: tuple[Ending, list[Chunk]]) -> Outcome:
-        """Write the end of the run. A cancel that came before wins over completing and failing."""
+        """Write the end of the run. A cancel that came before wins over completing and failing. A run that completes
+        leaves no call open; for one that fails or is cancelled, answers count: a retry makes the calls."""
         ending, chunks = end
         if self._mirror is not None:
             await self._mirror.flush()
         try:
-            if await self._writer.finish(ending, *chunks):
+            verdict = await self._writer.finish(ending, *chunks)
+            if verdict == "open":
+                await self._turn.leftovers.close()
+                verdict = await self._writer.finish(replace(ending, closed=False), *chunks)
+            if verdict != "cancel":
                 return Outcome(ending.status)
             cancelled, chunks = await self._cancelled()
             await self._writer.finish(cancelled, *chunks)

@@ -27,6 +27,7 @@ from durable.errors import DurableError, StoreUnavailable
 from durable.execution.attempt import ENDS, EXHAUSTED, UNREADABLE, Attempt, Outcome, Stop
 from durable.execution.failures import places
 from durable.execution.isolation import PATIENCE, Isolation
+from durable.execution.leftovers import Leftovers
 from durable.execution.mirror import Mirror
 from durable.execution.retrying import Postponement
 from durable.execution.start import StartPoint
@@ -279,6 +280,12 @@ class Engine:
             answers=RunAnswers(self._decisions, lease.run_id, lease.token),
             suspend=partial(suspend, self._store, lease),
             submit=self._submit,
+            leftovers=partial(
+                Leftovers,
+                writer,
+                read_open=partial(self._decisions.open, lease.run_id),
+                settle=partial(self._decisions.settle, lease.run_id, lease.token),
+            ),
             waiting=partial(self._waiting, lease.run_id),
             read_max_idle=partial(self._runs.max_idle, lease.run_id),
             mirror=self._mirror(record, request, lease),

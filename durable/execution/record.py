@@ -134,6 +134,10 @@ class CallRecord:
         self._probe(Point.DELEGATED_AFTER)
         return field
 
+    def has_outcome(self, tool_call_id: str) -> bool:
+        """Whether the log has, or will have, what a call of this step came to."""
+        return self._translator.has_outcome(tool_call_id)
+
     def denied(self, tool_call_id: str) -> None:
         """The log has the end of a call that was declined."""
         self._translator.recorded(tool_call_id)

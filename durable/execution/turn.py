@@ -50,6 +50,7 @@ from durable.execution.capabilities import Durability, Healing, Resumption, Tell
 from durable.execution.delegation import Delegation
 from durable.execution.handlers import Deferral
 from durable.execution.judgement import Judgement, Judging, Tripped
+from durable.execution.leftovers import Leftovers
 from durable.execution.patience import ToolTimedOut
 from durable.execution.policies import ApprovalPolicies
 from durable.execution.record import CallRecord
@@ -111,6 +112,7 @@ class Turn:
         answers: What is answered to calls that wait.
         budget: What the attempt may still use.
         delegation: Makes what begins the tasks of the attempt.
+        leftovers: Makes what closes the calls that the run goes on without.
         hear: Told of what tools say.
         tries_left: How often the call of a background task may be made again if its tool raises.
         threads: Where guardrails, scorers and judges are called that are not asynchronous.
@@ -123,6 +125,7 @@ class Turn:
         record: What is recorded of the tool calls.
         waits: The calls that wait for an answer from outside.
         delegation: The calls that are made in the background.
+        leftovers: Closes the calls that the run goes on without.
     """
 
     def __init__(
@@ -136,6 +139,7 @@ class Turn:
         answers: RunAnswers,
         budget: Budget,
         delegation: Callable[[Waits, Sequence[str]], Delegation],
+        leftovers: Callable[[CallRecord], Leftovers],
         tries_left: int = 0,
         hear: Callable[[Chunk], None] = lambda _: None,
         threads: Executor | None = None,
@@ -155,6 +159,7 @@ class Turn:
         self.translator = Translator(attempt=writer.lease.token)
         limit = settings.max_tool_result_bytes
         self.record = CallRecord(writer, self.translator, start.ledger, limit, probe)
+        self.leftovers = leftovers(self.record)
         self._policies = ApprovalPolicies(definition, asked=request.require_tool_approval)
         self._asides = Asides()
         self._message_id = ""
@@ -288,10 +293,16 @@ class Turn:
     async def _go_on(self, judgement: Judgement, ctx: RunContext[Any], output: Any) -> ModelRequest | None:
         """The model is done. What it is told if the run is not; None when it is."""
         if not (isinstance(output, DeferredToolRequests) or self.waits.unresolved):
+            await self._close_calls()
             news = await self.delegation.go_on(ctx.usage)
             if news is not None:
                 return news
         return await judgement.go_on(ctx, self.record.step, output)
+
+    async def _close_calls(self) -> None:
+        """The calls of the step are made: what was asked about others has become void."""
+        if self.waits.waited:
+            await self.leftovers.close()  # also, others have written to the log: the next seq is known only now
 
     def turn_ended(self) -> list[Chunk]:
         """The chunks that end a turn after which the run waits for its tasks."""
@@ -353,8 +364,7 @@ class Turn:
             raise
         if self.waits.unresolved:
             raise RunSuspended(self.waits.reason)
-        if self.waits.waited:
-            await self._writer.flush()  # others have written to the log: the next seq is known only now
+        await self._close_calls()
         self._budget.end_step()
         if self._request.tool_call is not None:
             return following

@@ -112,6 +112,10 @@ class Translator:
         """The outcome of this call of the open step is, or will be, written by somebody else."""
         self._settled.add(tool_call_id)
 
+    def has_outcome(self, tool_call_id: str) -> bool:
+        """Whether the outcome of this call of the open step is, or will be, written."""
+        return tool_call_id in self._settled
+
     def begin_step(self, step: int, message_id: str, void: VoidRange | None = None) -> list[Chunk]:
         """A model request begins.
 

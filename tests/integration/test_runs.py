@@ -276,7 +276,7 @@ async def test_a_run_that_is_executed_is_asked_to_end_and_the_first_reason_stand
     record = await bench.runs.get(run_id)
     assert (record.status, record.json("cancelRequested")) == ("running", {"reason": "first"})
     assert await bench.log(run_id) == []
-    assert await writer.finish(completed(), finish()) is False
+    assert await writer.finish(completed(), finish()) == "cancel"
     assert await bench.log(run_id) == []
 
 
@@ -326,7 +326,7 @@ async def _race(bench: Workbench, turn: int) -> str:
     async def finishing() -> bool:
         for _ in range(turn % 20):
             await asyncio.sleep(0)
-        if await writer.finish(completed(), finish()):
+        if await writer.finish(completed(), finish()) != "cancel":
             return True
         # As an attempt does that finds the run cancelled.
         ending = completed()
