@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from durable.decisions import verbs_of
 from durable.runs import BUDGET_REACHED
-from durable.views import InboxCall, PendingCall, RunStatus, RunView, TaskView
+from durable.views import PendingCall, RunStatus, RunView, TaskView
 
 AnyCall = TypeVar("AnyCall", bound=PendingCall)
 
@@ -21,7 +21,7 @@ def linked(view: RunView) -> RunView:
     if view.status is RunStatus.SUSPENDED and view.reason == BUDGET_REACHED:
         names.append("resume")
     links = {"self": path, **{name: f"{path}/{name}" for name in names}}
-    pending = view.pending and [with_call_links(call, view.run_id) for call in view.pending]
+    pending = view.pending and [with_call_links(call, call.run_id or view.run_id) for call in view.pending]
     return view.model_copy(update={"links": links, "pending": pending})
 
 
@@ -40,7 +40,7 @@ def with_call_links(call: AnyCall, run_id: str) -> AnyCall:
     answers: dict[str, str] = {
         verb: f"{path}/tool-calls/{quote(call.tool_call_id, safe='')}/{verb}{asked}" for verb in verbs_of(call.kind)
     }
-    links: dict[str, str] = {"run": path, **answers} if isinstance(call, InboxCall) else answers
+    links: dict[str, str] = {"run": path, **answers} if call.run_id is not None else answers
     return call.model_copy(update={"links": links})
 
 

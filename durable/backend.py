@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Self
 
 from durable.announcements import Announcements
+from durable.background.descent import Descent
 from durable.background.feed import Feed
 from durable.background.tasks import Tasks
 from durable.budgets import Budgets, Raise
@@ -13,7 +14,7 @@ from durable.decisions import Answer, Decisions, with_calls
 from durable.definition import AgentDefinition
 from durable.diagnosis import views
 from durable.dispatch import CeleryDispatcher, Dispatcher, InProcessDispatcher
-from durable.errors import ThreadBusy
+from durable.errors import AlreadyDecided, ThreadBusy, UnknownCall
 from durable.execution import Engine
 from durable.observer import Hub, Observer
 from durable.runs import TASK, NewRun, RunRecord, Runs
@@ -60,6 +61,7 @@ class Backend:
         self.decisions = Decisions(store, self.runs)
         self.budgets = Budgets(store, self.runs)
         self.announcements = Announcements(store)
+        self._descent = Descent(store, self.decisions)
         self.tasks = Tasks(store, self.runs, self.announcements, self.decisions)
         self.feed = Feed(store, self.hub, self.tasks)
         self.engine: Engine | None = None
@@ -148,13 +150,23 @@ class Backend:
         return record.queue == definition.queue_of(self.settings.prefix)
 
     async def decide(self, run_id: str, tool_call_id: str, answer: Answer, *, question: str | None = None) -> None:
-        """Answer a tool call that waits, and wake its run.
+        """Answer a tool call that waits, and wake its run. One that is none of the run may be one of what it has
+        started.
 
         Raises:
+            AmbiguousCall: It is not one of the run, and several below it may be meant; `details` name them.
             InvalidRequest, UnknownRun, RunExpired, UnknownCall, AlreadyDecided, RunEnded, StoreUnavailable: see
                 `Decisions.decide`.
         """
-        record = await self.decisions.decide(run_id, tool_call_id, answer, question=question)
+        try:
+            record = await self.decisions.decide(run_id, tool_call_id, answer, question=question)
+        except (UnknownCall, AlreadyDecided) as error:
+            if question is not None and isinstance(error, AlreadyDecided):
+                raise  # it is this question that was answered
+            child = await self._descent.place(run_id, tool_call_id, question)
+            if child is None:
+                raise
+            record = await self.decisions.decide(child, tool_call_id, answer, question=question)
         if record is not None:
             await self.dispatch(record)
 
@@ -199,7 +211,9 @@ class Backend:
         shown = await views(self.announcements, records)
         asked = [record.run_id for record in records if record.asked]
         calls = dict(zip(asked, await self.decisions.calls_and_answers(asked), strict=True))
-        return [with_calls(view, *calls.get(view.run_id, ([], []))) for view in shown]
+        going_on = [view.run_id for view in shown if not view.ended]
+        below = dict(zip(going_on, await self._descent.waiting(going_on), strict=True))
+        return [with_calls(view, *calls.get(view.run_id, ([], [])), below=below.get(view.run_id, [])) for view in shown]
 
     async def dispatch_again(self, record: RunRecord) -> None:
         """Wake somebody else, if there is anybody else: this process has handed the run back."""

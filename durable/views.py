@@ -82,9 +82,11 @@ class PendingCall(Wire):
         since: When it began to wait.
         expires_at: When it is decided without an answer.
         on_expiry: How it is decided then.
-        links: Paths of the answers that it takes, by verb; in a list over all runs that of its `run`, too.
+        run_id: The run whose call it is, when that is another one: what this run has started.
+        links: Paths of the answers that it takes, by verb; with `run_id` that of its `run`, too.
     """
 
+    run_id: str | None = Field(None, exclude_if=_absent)
     tool_call_id: str
     question_id: str | None = Field(None, exclude_if=_absent)
     tool_name: str

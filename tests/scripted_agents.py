@@ -26,7 +26,7 @@ from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls
 from pydantic_ai.tools import ToolDefinition
 from pydantic_ai.toolsets import ExternalToolset
 
-from durable import create_durable_agent, create_evented_agent, emit, emit_sync, resume_data, suspend
+from durable import agent_tool, create_durable_agent, create_evented_agent, emit, emit_sync, resume_data, suspend
 
 
 async def script(messages: list[ModelMessage], _info: AgentInfo) -> AsyncIterator[str | DeltaToolCalls]:
@@ -194,6 +194,15 @@ def ask(ctx: RunContext[object]) -> str:
     return f"answered {choice.colour}"
 
 
+@busy_agent.tool(metadata={"durable": {"background": "awaited"}}, requires_approval=True)
+def choose(ctx: RunContext[object]) -> str:
+    """Ask which colour, once that is approved."""
+    choice = resume_data(ctx, Colour)
+    if choice is None:
+        raise suspend({"question": "Which colour?"}, resume_schema=Colour)
+    return f"chose {choice.colour}"
+
+
 @busy_agent.tool_plain(metadata={"durable": in_background | {"timeout": 0.05}})
 async def dawdle() -> str:
     """Take too long."""
@@ -221,6 +230,7 @@ def lift() -> str:
 
 
 busy = create_evented_agent(busy_agent)
+editor = create_evented_agent(Agent(FunctionModel(stream_function=script), name="editor", tools=[agent_tool(busy)]))
 
 
 def large_sums(_ctx: RunContext[object], _tool: ToolDefinition, args: dict[str, object]) -> bool:

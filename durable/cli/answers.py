@@ -15,9 +15,9 @@ from durable.cli.runs import AsJson, RunId
 from durable.cli.terminal import Terminal, cell
 from durable.cli.values import arguments, read_json
 from durable.client import Client
-from durable.views import DecisionView, InboxCall, PendingCall, RunView
+from durable.views import InboxCall, RunView
 
-_Send: TypeAlias = Callable[[Client, str | None], Awaitable[RunView]]
+_Send: TypeAlias = Callable[[Client, str, str | None], Awaitable[RunView]]
 
 _DONE: Final = {"approve": "approved", "decline": "declined", "resume": "resumed", "fail": "failed"}
 
@@ -88,8 +88,8 @@ def approve(
     if edited is not None and not isinstance(edited, dict):
         raise typer.BadParameter("arguments are a JSON object", param_hint="--args")
 
-    async def send(client: Client, asked: str | None) -> RunView:
-        return await client.approve(run_id, call, args=edited, actor=actor, question=asked)
+    async def send(client: Client, run: str, asked: str | None) -> RunView:
+        return await client.approve(run, call, args=edited, actor=actor, question=asked)
 
     _answer(context, run_id, call, question, send, as_json=as_json)
 
@@ -109,8 +109,8 @@ def decline(
     Exit codes: as for `approve`.
     """
 
-    async def send(client: Client, asked: str | None) -> RunView:
-        return await client.decline(run_id, call, reason=reason, actor=actor, question=asked)
+    async def send(client: Client, run: str, asked: str | None) -> RunView:
+        return await client.decline(run, call, reason=reason, actor=actor, question=asked)
 
     _answer(context, run_id, call, question, send, as_json=as_json)
 
@@ -131,8 +131,8 @@ def resume(
     """
     value = read_json(data, "--data")
 
-    async def send(client: Client, asked: str | None) -> RunView:
-        return await client.resume(run_id, call, value, actor=actor, question=asked)
+    async def send(client: Client, run: str, asked: str | None) -> RunView:
+        return await client.resume(run, call, value, actor=actor, question=asked)
 
     _answer(context, run_id, call, question, send, as_json=as_json)
 
@@ -144,8 +144,8 @@ def _answer(
 
     async def work(client: Client) -> Exit:
         # What is asked now is named: the answer is not one to what may be asked by the time that it arrives.
-        asked = await _asked(client, run_id, call) if question is None else question
-        view = await send(client, asked)
+        run, asked = await _asked(client, run_id, call) if question is None else (run_id, question)
+        view = await send(client, run, asked)
         if as_json:
             terminal.json(view.to_wire())
             return Exit.OK
@@ -162,11 +162,17 @@ def _answer(
     attend(context.obj, work)
 
 
-async def _asked(client: Client, run_id: str, call: str) -> str | None:
-    """What a call is asked now, or was asked last; None when the run tells of neither."""
+async def _asked(client: Client, run_id: str, call: str) -> tuple[str, str | None]:
+    """What a call is asked now, or was asked last, and the run whose call it is: it may be one of a run below. No
+    question when the run tells of none, or it is not clear which call is meant."""
     view = await client.get(run_id)
-    known: list[DecisionView | PendingCall] = [*(view.decisions or []), *(view.pending or [])]
-    return next((found.question_id for found in reversed(known) if found.tool_call_id == call), None)
+    waiting = [found for found in view.pending or [] if found.tool_call_id == call]
+    if len(waiting) > 1:
+        return run_id, None  # the server says which there are
+    if waiting:
+        return waiting[0].run_id or run_id, waiting[0].question_id
+    decided = [found.question_id for found in view.decisions or [] if found.tool_call_id == call]
+    return run_id, decided[-1] if decided else None
 
 
 def _table(calls: list[InboxCall]) -> Table:

@@ -140,9 +140,9 @@ class Call:
             answer=Answer.model_validate_json(answer) if how == "decided" and answer else None,
         )
 
-    def pending(self) -> PendingCall:
-        """The call as callers see it while it waits."""
-        return PendingCall(**self._fields())
+    def pending(self, run_id: str | None = None) -> PendingCall:
+        """The call as callers see it while it waits; `run_id` when it is told of as a call below another run."""
+        return PendingCall(run_id=run_id, **self._fields())
 
     def inbox(self, run_id: str) -> InboxCall:
         """The same, in a list over all runs."""

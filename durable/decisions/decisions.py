@@ -360,9 +360,13 @@ class RunAnswers:
                 await asyncio.sleep(RETRY_SECONDS)  # for as long as the lease lasts: whoever loses it is stopped
 
 
-def with_calls(view: RunView, calls: Sequence[Call], decisions: Sequence[DecisionView]) -> RunView:
-    """A run with its calls that wait, unless it has ended, and with the answers that it was given."""
-    pending = [] if view.ended else [call.pending() for call in calls if call.answer is None]
+def with_calls(
+    view: RunView, calls: Sequence[Call], decisions: Sequence[DecisionView], below: Sequence[tuple[str, Call]] = ()
+) -> RunView:
+    """A run with its calls that wait, and those `below` it, unless it has ended, and with the answers that it was
+    given."""
+    own = [call.pending() for call in calls if call.answer is None]
+    pending = [] if view.ended else [*own, *(call.pending(run_id) for run_id, call in below)]
     return view.model_copy(update={"pending": pending or None, "decisions": list(decisions) or None})
 
 

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import httpx
+from typer.testing import CliRunner
 
+from durable.cli import app
 from tests.caller import STREAM, Body, Caller, assert_problem
 from tests.deployment import wait_for
 
@@ -37,9 +39,9 @@ def task(caller: Caller, task_id: str) -> Body:
     return view
 
 
-def begun(caller: Caller, prompt: str, count: int = 1, **fields: Any) -> list[Body]:
+def begun(caller: Caller, prompt: str, count: int = 1, agent: str = "busy", **fields: Any) -> list[Body]:
     """The tasks of a run that was just submitted, in the order of its calls."""
-    run_id = caller.submit(prompt, "busy", **fields)
+    run_id = caller.submit(prompt, agent, **fields)
     wait_for(lambda: len(tasks(caller, run=run_id)) == count, what=f"the tasks of {run_id}")
     return sorted(tasks(caller, run=run_id), key=lambda view: str(view["toolCallId"]))
 
@@ -271,3 +273,74 @@ def test_a_run_that_waits_for_its_tasks_waits_longer_when_somebody_wants_that(ca
     wait_for(lambda: waits_for_tasks(caller, run_id), what="the run to wait for its task")
     caller.get(f"/v1/runs/{run_id}/chunks", params={"maxIdleMs": 60_000})
     assert caller.ended(run_id)["output"].strip() == "Heard of a task"
+
+
+def asked(caller: Caller, run_id: str, *children: str) -> list[Body]:
+    """The calls of these children that wait, as the run tells of them."""
+
+    def waiting() -> list[Body]:
+        return [call for call in caller.look(run_id).get("pending", []) if call.get("runId") in children]
+
+    wait_for(lambda: len(waiting()) == len(children), what="the calls to wait")
+    return waiting()
+
+
+def test_a_call_of_a_task_waits_with_its_run_too_and_is_answered_there(caller: Caller) -> None:
+    [view] = begun(caller, "call ask", untilIdle=True)
+    [call] = asked(caller, view["runId"], view["taskId"])
+    assert (call["toolCallId"], call["toolName"]) == ("call-0", "ask")
+    assert call["links"]["run"] == f"/v1/runs/{view['taskId']}"
+    assert call["links"]["resume"].startswith(f"/v1/runs/{view['taskId']}/tool-calls/")
+    [in_inbox] = [
+        each
+        for each in caller.get("/v1/pending", params={"agent": "busy", "limit": 200}).json()["pending"]
+        if each["runId"] == view["taskId"]
+    ]
+    assert in_inbox["questionId"] == call["questionId"]
+
+    path = f"/v1/runs/{view['runId']}/tool-calls/call-0"
+    assert_problem(caller.post(f"{path}/resume", json={"data": {"colour": 1}}), 400, "invalid_request")
+    for _ in range(2):
+        answer = caller.post(f"{path}/resume", json={"data": {"colour": "red"}})
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["runId"] == view["runId"]
+    assert_problem(caller.post(f"{path}/decline"), 409, "already_decided")
+    assert_problem(caller.post(f"/v1/runs/{view['runId']}/tool-calls/call-9/decline"), 404, "unknown_call")
+    assert until(caller, view["taskId"], "completed")["result"] == "answered red"
+    caller.ended(view["runId"])
+
+
+def test_a_call_of_a_sub_agent_is_answered_at_the_run_and_one_that_is_not_clear_is_refused(caller: Caller) -> None:
+    prompt = json.dumps({"prompt": "call check"})
+    views = begun(caller, f"calls busy {prompt}; busy {prompt}", 2, agent="editor")
+    run_id, children = views[0]["runId"], [view["taskId"] for view in views]
+    asked(caller, run_id, *children)
+    path = f"/v1/runs/{run_id}/tool-calls/call-0"
+    details = assert_problem(caller.post(f"{path}/approve"), 409, "ambiguous_call")
+    assert {each["runId"] for each in details["candidates"]} == set(children)
+    assert {each["toolName"] for each in details["candidates"]} == {"check"}
+
+    assert caller.post(f"/v1/runs/{children[0]}/tool-calls/call-0/approve").status_code == 200
+    assert caller.post(f"{path}/approve").status_code == 200
+    assert caller.ended(run_id)["output"].strip() == "The tool said The tool said checked and The tool said checked"
+    assert [until(caller, child, "completed")["agent"] for child in children] == ["busy", "busy"]
+
+
+def test_a_task_whose_call_was_approved_before_it_began_is_answered_at_the_run_when_it_waits(caller: Caller) -> None:
+    run_id = caller.submit("call choose", "busy")
+    path = f"/v1/runs/{run_id}/tool-calls/call-0"
+    wait_for(lambda: bool(caller.look(run_id).get("pending")), what="the approval to be asked for")
+    [approval] = caller.look(run_id)["pending"]
+    assert "runId" not in approval
+    assert caller.post(f"{path}/approve", json={"questionId": approval["questionId"]}).status_code == 200
+    wait_for(lambda: bool(caller.look(run_id).get("pending")), what="the task to wait")
+    [question] = caller.look(run_id)["pending"]
+    # Named, it is the question of the run that is meant, and that has had its answer.
+    late = caller.post(f"{path}/decline", json={"questionId": approval["questionId"]})
+    assert_problem(late, 409, "already_decided")
+    told = CliRunner().invoke(
+        app, ["--url", str(caller.base_url), "resume", run_id, "call-0", "--data", '{"colour": "red"}']
+    )
+    assert told.exit_code == 0, told.output
+    assert question["runId"] in told.output
+    assert caller.ended(run_id)["output"].strip() == "The tool said chose red"
