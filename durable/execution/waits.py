@@ -316,8 +316,8 @@ class Waits:
             raise RunSuspended(self.reason)
         return results
 
-    def _put(self, results: DeferredToolResults, call_id: str, answer: Answer, *, approval: bool) -> None:
-        self._kinds.pop(call_id, None)
+    @staticmethod
+    def _put(results: DeferredToolResults, call_id: str, answer: Answer, *, approval: bool) -> None:
         if approval:
             results.approvals[call_id] = _approval(answer)
         else:
@@ -370,7 +370,7 @@ class Waits:
             await self.announce(call_id, call.tool_name, round_, outcome, tool)
             return
         asked = self.recorded(call_id, self._rounds[call_id])
-        if asked is None or not asked.announced:
+        if call_id in self._hooked and (asked is None or not asked.announced):
             outcome = ledger.Outcome(suspended=read_deferral(deferral, options_of(tool)))
             if call_id in self._outcomes:
                 tool = ToolDefinition(name=call.tool_name, parameters_json_schema=MADE)

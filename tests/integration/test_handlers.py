@@ -648,3 +648,131 @@ async def test_a_run_is_given_up_for_an_answer_only_while_a_call_waits(settings:
     async with Workbench(settings) as bench:
         lease = (await bench.writer()).lease
         assert await give_up(bench.store, lease, 0, {"reason": "budget_reached"}) == "suspended"
+
+
+def approve_all(_: RunContext[Any], requests: DeferredToolRequests) -> DeferredToolResults:
+    return requests.build_results(approve_all=True)
+
+
+async def test_a_handler_that_approves_a_call_does_not_answer_what_the_call_asks_then(connected: Any) -> None:
+    made: list[Any] = []
+    agent: Agent[Any, str] = Agent(
+        calling(("ask", {"to": "a"})), name="office", capabilities=[HandleDeferredToolCalls(approve_all)]
+    )
+
+    @agent.tool(requires_approval=True)
+    def ask(ctx: RunContext[Any], to: str) -> str:
+        made.append(to)
+        found = resume_data(ctx)
+        if found is None:
+            raise suspend()
+        return f"{to}: {found}"
+
+    async with connected(agent) as durable:
+        handle = await durable.stream("go")
+        await pending(handle, "c1")
+        assert made == ["a"]
+        await handle.resume("c1", "blue", actor="ada")
+        assert await told(handle) == {"c1": ["success", "a: blue"]}
+        assert [actor for kind, _, actor in await waits_of(handle) if kind in ANSWERED] == ["ada"]
+    assert made == ["a", "a"]
+
+
+AWAITED = {"durable": {"background": "awaited"}}
+
+
+async def test_a_call_that_a_handler_approves_is_made_by_one_task(connected: Any) -> None:
+    made: list[Any] = []
+    agent: Agent[Any, str] = Agent(
+        calling(("work", {"n": 1})), name="office", capabilities=[HandleDeferredToolCalls(approve_all)]
+    )
+
+    @agent.tool_plain(requires_approval=True, metadata=AWAITED)
+    def work(n: int) -> int:
+        made.append(n)
+        return n
+
+    async with connected(agent) as durable:
+        handle = await durable.stream("go")
+        assert await told(handle) == {"c1": ["success", 1]}
+        assert (await types(handle)).count("background-task-started") == 1
+    assert made == [1]
+
+
+async def test_a_result_that_a_handler_gives_for_a_task_is_no_answer_to_a_question(connected: Any) -> None:
+    let_go, made = asyncio.Event(), list[Any]()
+    agent = office(Desk(lambda: "instead"), made, ("work", {"n": 1}))
+
+    @agent.tool_plain(metadata=AWAITED)
+    async def work(n: int) -> int:
+        await let_go.wait()
+        return n
+
+    async with connected(agent) as durable:
+        handle = await durable.stream("go")
+        await pending(handle, "c2")
+        await handle.approve("c2")
+        assert await told(handle) == {"c1": ["success", "instead"], "c2": ["success", "b"]}
+        assert [call for _, call, _ in await waits_of(handle)] == ["c2", "c2"]
+        let_go.set()
+
+
+async def test_a_run_waits_for_its_task_alone_once_all_its_questions_are_answered(
+    connected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer is heard of when all calls were found to wait."""
+    answer, late = Waits.answer, list[str]()
+
+    async def approved(self: Waits, call_id: str, round_: int) -> Answer | None:
+        found = await answer(self, call_id, round_)
+        if found is None and call_id == "c1" and not late:
+            late.append(call_id)
+            await handle.approve("c1")
+            return None
+        return found
+
+    monkeypatch.setattr(Waits, "answer", approved)
+    let_go, made = asyncio.Event(), list[str]()
+    agent: Agent[Any, str] = Agent(calling(("pay", {}), ("work", {})), name="office")
+
+    @agent.tool_plain(requires_approval=True)
+    def pay() -> str:
+        made.append("pay")
+        return "paid"
+
+    @agent.tool_plain(metadata=AWAITED)
+    async def work() -> str:
+        await let_go.wait()
+        return "worked"
+
+    async with connected(agent) as durable:
+        handle = await durable.handle("both-run")
+        await durable.stream("go", run_id="both-run")
+
+        async def idle() -> bool:
+            view = await handle.status()
+            return (view.status, view.reason) == ("suspended", "background")
+
+        await eventually(idle, what="the run to wait for its task")
+        let_go.set()
+        assert await told(handle) == {"c1": ["success", "paid"], "c2": ["success", "worked"]}
+    assert made == ["pay"]
+
+
+async def test_a_hook_that_asks_about_a_call_that_a_task_makes_has_it_made_once(connected: Any) -> None:
+    let_go, made = asyncio.Event(), list[int]()
+    agent: Agent[Any, str] = Agent(calling(("work", {"n": 1})), name="office", capabilities=[Checking("after")])
+
+    @agent.tool_plain(metadata={"durable": {"background": True}})
+    async def work(n: int) -> int:
+        await let_go.wait()
+        made.append(n)
+        return n
+
+    async with connected(agent) as durable:
+        handle = await durable.stream("go")
+        await pending(handle, "c1")
+        await handle.approve("c1")
+        await handle.result()
+        let_go.set()
+        assert (await types(handle)).count("background-task-started") == 1
