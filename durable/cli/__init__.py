@@ -1,5 +1,5 @@
-"""The command line `durable`. The verbs of `runs` and `answers` go over HTTP; `worker`, `api` and `dev` start processes
-here, and `doctor` reads Redis itself."""
+"""The command line `durable`. The verbs of `runs`, `answers` and `tasks` go over HTTP; `worker`, `api` and `dev` start
+processes here, and `doctor` reads Redis itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from durable.cli import answers, budgets, dev, doctor, runs, services
+from durable.cli import answers, budgets, dev, doctor, runs, services, tasks
 
 app = typer.Typer(
     name="durable",
@@ -42,6 +42,7 @@ app.command()(answers.pending)
 app.command()(answers.approve)
 app.command()(answers.decline)
 app.command()(answers.resume)
+app.add_typer(tasks.app, name="tasks")
 app.command()(dev.dev)
 app.command()(doctor.doctor)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(services.worker)

@@ -7,9 +7,18 @@ announced as void instead. How the run ended is not told here: the one line abou
 from __future__ import annotations
 
 import shlex
-from typing import Final
+from typing import Final, TypeAlias, get_args
 
 from durable.chunks import (
+    BackgroundTaskCancelled,
+    BackgroundTaskCompleted,
+    BackgroundTaskFailed,
+    BackgroundTaskOutput,
+    BackgroundTaskProgress,
+    BackgroundTaskResumed,
+    BackgroundTaskRunning,
+    BackgroundTaskStarted,
+    BackgroundTaskSuspended,
     Chunk,
     File,
     Finish,
@@ -56,6 +65,18 @@ _QUIET: Final = frozenset(
         "tool-call-input-streaming-start",
     }
 )
+OfTask: TypeAlias = (
+    BackgroundTaskCancelled
+    | BackgroundTaskCompleted
+    | BackgroundTaskFailed
+    | BackgroundTaskOutput
+    | BackgroundTaskProgress
+    | BackgroundTaskResumed
+    | BackgroundTaskRunning
+    | BackgroundTaskStarted
+    | BackgroundTaskSuspended
+)
+OF_TASKS: Final = get_args(OfTask)
 _DECIDED: Final = {"approve": "approved", "resume": "resumed"}
 
 
@@ -88,10 +109,10 @@ class Transcript:
                 self._show_wait(chunk)
             case TripwireChunk() | IsTaskComplete() | GoalChunk():
                 self._show_verdict(chunk)
-            case Source():
-                self._line(f"  ⌁ source: {chunk.payload.title} {chunk.payload.url or ''}".rstrip(), "dim")
-            case File():
-                self._line(f"  ⌁ file: {chunk.payload.filename or chunk.payload.mime_type}", "dim")
+            case _ if isinstance(chunk, OF_TASKS):
+                self._show_task(chunk)
+            case Source() | File():
+                self._show_reference(chunk)
             case _ if chunk.type not in _QUIET:
                 self._line(f"  · {chunk.type}", "dim")
             case _:
@@ -175,6 +196,37 @@ class Transcript:
                 said = chunk.payload.approval
                 reason = f": {said.reason}" if said.reason else ""
                 self._line(f"  ✗ {name}: declined{_by(said.actor)}{reason}", "yellow")
+
+    def _show_reference(self, chunk: Source | File) -> None:
+        if isinstance(chunk, Source):
+            self._line(f"  ⌁ source: {chunk.payload.title} {chunk.payload.url or ''}".rstrip(), "dim")
+        else:
+            self._line(f"  ⌁ file: {chunk.payload.filename or chunk.payload.mime_type}", "dim")
+
+    def _show_task(self, chunk: OfTask) -> None:
+        if isinstance(chunk, BackgroundTaskProgress):
+            self._line(f"⇣ waits for {len(chunk.payload.task_ids)} background tasks", "dim")
+            return
+        task = f"{chunk.payload.tool_name} in the background"
+        match chunk:
+            case BackgroundTaskStarted():
+                self._line(f"  ⇢ {task}: task {chunk.payload.task_id}", "cyan")
+            case BackgroundTaskRunning():
+                self._line(f"  ⇢ {task} is executed", "dim cyan")
+            case BackgroundTaskResumed():
+                self._line(f"  ⇢ {task} goes on", "dim cyan")
+            case BackgroundTaskOutput():
+                said = (chunk.payload.payload or {}).get("payload") or {}
+                self._line(f"  … {task}: {short(said.get('output'))}", "dim cyan")
+            case BackgroundTaskSuspended():
+                self._line(f"  ? {task} waits:  durable tasks show {chunk.payload.task_id}", "bold yellow")
+            case BackgroundTaskCompleted():
+                self._line(f"  ⇠ {task} has ended: {short(chunk.payload.result)}", "green")
+            case BackgroundTaskFailed():
+                error = chunk.payload.error
+                self._line(f"  ✗ {task}: {error.code}: {error.message}", "red")
+            case BackgroundTaskCancelled():
+                self._line(f"  ✗ {task} was cancelled", "yellow")
 
     def _ask(self, what: str, chunk: ToolCallApproval | ToolCallSuspended, command: str) -> None:
         payload, issues = chunk.payload.suspend_payload, chunk.payload.issues or []

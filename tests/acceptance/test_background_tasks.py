@@ -344,3 +344,38 @@ def test_a_task_whose_call_was_approved_before_it_began_is_answered_at_the_run_w
     assert told.exit_code == 0, told.output
     assert question["runId"] in told.output
     assert caller.ended(run_id)["output"].strip() == "The tool said chose red"
+
+
+def command(caller: Caller, *args: str) -> str:
+    """What the command line says."""
+    told = CliRunner().invoke(app, ["--url", str(caller.base_url), *args])
+    assert told.exit_code == 0, told.output
+    return told.output
+
+
+def test_the_command_line_lists_shows_resumes_and_cancels_tasks(caller: Caller) -> None:
+    ask, nap = begun(caller, 'calls ask; nap {"ms": 60000}', 2, untilIdle=True)
+    run_id, asks, naps = ask["runId"], ask["taskId"], nap["taskId"]
+    until(caller, asks, "suspended")
+    until(caller, naps, "running")
+    listed = command(caller, "tasks", "--run", run_id)
+    assert listed.index(naps) > 0
+    assert "suspended (decision)" in listed
+    assert "nap(ms=60000)" in listed
+    assert asks not in command(caller, "tasks", "--run", run_id, "--status", "running")
+    assert "ask waits (call call-0)" in command(caller, "tasks", "show", asks)
+    assert f"task {asks} is resumed" in command(caller, "tasks", "resume", asks, "--data", '{"colour": "red"}')
+    until(caller, asks, "completed")
+    assert "answered red" in command(caller, "tasks", "show", asks)
+    assert f"task {naps} is" in command(caller, "tasks", "cancel", naps)
+    caller.ended(run_id)
+    told = command(caller, "observe", run_id)
+    for words in (
+        f"ask in the background: task {asks}",
+        "waits for 2 background tasks",
+        f"ask in the background waits:  durable tasks show {asks}",
+        "ask in the background has ended: answered red",
+        "nap in the background was cancelled",
+    ):
+        assert words in told
+    assert json.loads(command(caller, "tasks", "show", asks, "--json")) == task(caller, asks)
