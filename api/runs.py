@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from contextlib import aclosing
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -13,7 +12,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from durable.backend import Backend
 from durable.conversation import read_conversation
 from durable.errors import InvalidRequest
-from durable.journal import Entry, read
+from durable.journal import Entry, read, read_cursor
 from durable.runs import NewRun, RunRecord, check_policy, check_thread_id
 from durable.views import ChunkPage, RunPage, RunStatus, RunView
 
@@ -21,11 +20,9 @@ from .bodies import LONGEST_IDLE_MS, CancelBody, Idle, SubmitBody, seconds_of
 from .dependencies import TheBackend
 from .documentation import CHUNKS_RESPONSES, NEW_RUN, RUN, RUNS, errors, example, known
 from .links import linked
-from .sse import event_stream
+from .sse import event_stream, tree_stream
 
 router = APIRouter(prefix="/v1", tags=["runs"])
-
-_CURSOR: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
 
 
 async def look(backend: Backend, run_id: str) -> RunView:
@@ -165,7 +162,9 @@ async def get_chunks(
     request: Request,
     run_id: str,
     backend: TheBackend,
+    *,
     after: Annotated[str, Query(description="The cursor: the seq of the last chunk that the reader has.")] = "0",
+    tree: Annotated[bool, Query(description="SSE only: with the chunks of all runs that it has started.")] = False,
     limit: Annotated[int, Query(ge=1, le=1000, description="JSON only.")] = 200,
     wait: Annotated[float, Query(ge=0, le=30, description="JSON only: seconds to wait for news.")] = 0,
     last_event_id: Annotated[str | None, Header(description="The cursor, as `EventSource` sends it.")] = None,
@@ -178,13 +177,18 @@ async def get_chunks(
     ] = None,
 ) -> Response:
     """With `Accept: text/event-stream` the run's chunks as Server-Sent Events, replayed from the cursor and followed to
-    the final chunk. Otherwise a page of JSON."""
-    cursor = _cursor(last_event_id if last_event_id is not None else after)
-    record = await backend.observer.check(run_id, cursor)
+    the final chunk. Otherwise a page of JSON. With `tree=true` each frame's `id` is the cursor, which only the server
+    reads."""
+    place = last_event_id if last_event_id is not None else after
+    streams = "text/event-stream" in request.headers.get("accept", "")
     idle = seconds_of(until_idle if max_idle_ms is None else Idle(max_idle_ms=max_idle_ms))
+    if tree:
+        return await _tree(backend, run_id, place, idle, streams=streams)
+    cursor = read_cursor(place)
+    record = await backend.observer.check(run_id, cursor)
     if idle is not None:
         await backend.runs.wait_for_tasks(run_id, idle)
-    if "text/event-stream" in request.headers.get("accept", ""):
+    if streams:
         if record.status.ended and cursor == record.last_seq:
             return Response(status_code=204)
         return event_stream(backend.observer, run_id, cursor)
@@ -194,10 +198,16 @@ async def get_chunks(
     return _page(await backend.runs.get(run_id), entries, cursor, limit)
 
 
-def _cursor(value: str) -> int:
-    if not _CURSOR.fullmatch(value):
-        raise InvalidRequest("The cursor is not a number of 0 or more.")
-    return int(value)
+async def _tree(backend: Backend, run_id: str, cursor: str, idle: float | None, *, streams: bool) -> Response:
+    """A run with its children."""
+    if not streams:
+        raise InvalidRequest("A run with its children is told as Server-Sent Events only.")
+    record, place = await backend.trees.check(run_id, cursor)
+    if idle is not None:
+        await backend.runs.wait_for_tasks(run_id, idle)
+    if record.status.ended and place.seq == record.last_seq:
+        return Response(status_code=204)
+    return tree_stream(backend.trees, run_id, cursor)
 
 
 async def _first_page(backend: Backend, run_id: str, cursor: int, seconds: float) -> list[Entry]:

@@ -21,6 +21,7 @@ from durable.runs import TASK, NewRun, RunRecord, Runs
 from durable.settings import Settings
 from durable.store import Store
 from durable.sweeper import StandIn, Sweeper
+from durable.trees.observer import TreeObserver
 from durable.views import RunView
 
 
@@ -58,6 +59,7 @@ class Backend:
         self.runs = Runs(store, settings)
         self.hub = Hub(store)
         self.observer = Observer(store, self.runs, self.hub)
+        self.trees = TreeObserver(store, self.runs, self.hub)
         self.decisions = Decisions(store, self.runs)
         self.budgets = Budgets(store, self.runs)
         self.announcements = Announcements(store)

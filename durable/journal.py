@@ -13,10 +13,12 @@ from typing import Final, cast
 
 from durable.chunks import parse
 from durable.chunks.base import Chunk
+from durable.errors import InvalidRequest
 from durable.store import Store
 
 Rows = Sequence[tuple[bytes, dict[bytes, bytes]]]
 
+_CURSOR: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
 _HAS_ORIGIN = re.compile(rb'\{"type":"[^"]*","from":').match
 _CHUNK: Final = b'{"runId":"%b",%b"seq":%d,"attempt":%d,%b'
 _FRAME: Final = b"id: %d\ndata: " + _CHUNK + b"\n\n"
@@ -104,6 +106,19 @@ class Entry:
         """Read the pub/sub message that announced an entry."""
         first, attempt, blob = data.split(b" ", 2)
         return cls(run_id, int(first), int(attempt), tuple(blob.split(b"\n")))
+
+
+def read_cursor(value: int | str) -> int:
+    """A cursor of one log, as a number.
+
+    Raises:
+        InvalidRequest: It is none.
+    """
+    if isinstance(value, str):
+        if not _CURSOR.fullmatch(value):
+            raise InvalidRequest("The cursor is not a number of 0 or more.")
+        return int(value)
+    return value
 
 
 def _origin(body: bytes) -> bytes:

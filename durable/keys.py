@@ -22,6 +22,7 @@ class Keys:
     | `ledger` | hash | step and tool call -> recorded outcome |
     | `calls` | hash | calls that wait or waited: `s:` state, `c:` question, `t:` since and until, `d:` answer |
     | `children` | hash | runs that it has started -> `live` or `ended` |
+    | `children_order` | list | the same runs, in the order in which they were started: a child's number never changes |
     | `tombstone` | string | outlives an expired run |
     | `idempotency` | string | idempotency key -> run id and request hash |
     | `runs` | sorted set | creation time -> run id; per status, agent, thread and in all |
@@ -62,6 +63,9 @@ class Keys:
 
     def children(self, run_id: str) -> str:
         return self._of_run(run_id, ":children")
+
+    def children_order(self, run_id: str) -> str:
+        return self._of_run(run_id, ":children:order")
 
     def tombstone(self, run_id: str) -> str:
         return self._of_run(run_id, ":tombstone")

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
 from redis.asyncio.client import PubSub
 
@@ -32,6 +32,26 @@ LONGEST_QUEUE: Final = 256
 CHECK_SECONDS: Final = 2.0
 """How often a silent run's log is compared with what was heard of it."""
 LACKING: Final = "The run's log lacks chunks that were written."
+
+
+class Ear(Protocol):
+    """What the hub tells what it hears on one channel."""
+
+    def hear(self, message: Any, /) -> None:
+        """Something was announced. To be done at once: all readers of the process wait."""
+
+    def stir(self) -> None:
+        """Something may not have been heard, or the reader is to end."""
+
+
+class RunEar(Ear, Protocol):
+    """What listens to a run.
+
+    Attributes:
+        highest: The last seq that it knows of.
+    """
+
+    highest: int
 
 
 class _Ear(Generic[Heard]):
@@ -146,7 +166,7 @@ class Hub:
     def __init__(self, store: Store) -> None:
         self.dismissed = False
         self._store = store
-        self._followers: dict[str, set[_Ear[Any]]] = {}
+        self._followers: dict[str, set[Ear]] = {}
         self._reads: dict[str, Callable[[bytes], Any]] = {}
         self._runs: dict[str, str] = {}
         self._lock = asyncio.Lock()
@@ -168,20 +188,19 @@ class Hub:
         self.dismissed = True
         self._stir_all()
 
-    async def follow(self, run_id: str) -> _Follower:
+    async def follow(self, run_id: str, ear: RunEar) -> None:
         """Listen to a run, until `leave`.
 
         Raises:
             StoreUnavailable: Redis does not answer.
         """
-        follower, channel = _Follower(), self._store.keys.channel(run_id)
+        channel = self._store.keys.channel(run_id)
         self._runs[channel] = run_id
-        await self._join(channel, follower, partial(Entry.of_message, run_id))
-        return follower
+        await self._join(channel, ear, partial(Entry.of_message, run_id))
 
-    async def leave(self, run_id: str, follower: _Follower) -> None:
+    async def leave(self, run_id: str, ear: RunEar) -> None:
         """Follow no more."""
-        await self._part(self._store.keys.channel(run_id), follower)
+        await self._part(self._store.keys.channel(run_id), ear)
 
     @asynccontextmanager
     async def listen(self, channel: str, read: Callable[[bytes], Heard]) -> AsyncIterator[Listener[Heard]]:
@@ -202,7 +221,7 @@ class Hub:
         finally:
             await self._part(channel, listener)
 
-    async def _join(self, channel: str, ear: _Ear[Any], read: Callable[[bytes], Any]) -> None:
+    async def _join(self, channel: str, ear: Ear, read: Callable[[bytes], Any]) -> None:
         self._reads[channel] = read
         self._followers.setdefault(channel, set()).add(ear)
         try:
@@ -212,7 +231,7 @@ class Hub:
             await self._part(channel, ear)
             raise
 
-    async def _part(self, channel: str, ear: _Ear[Any]) -> None:
+    async def _part(self, channel: str, ear: Ear) -> None:
         ears = self._followers.get(channel, set())
         ears.discard(ear)
         if ears or channel not in self._followers:
@@ -359,7 +378,8 @@ class Observer:
             InvalidRequest: The cursor is negative, or lies beyond the log's end.
             StoreUnavailable: Redis does not answer, or the log lacks chunks. Go on from the last seq later.
         """
-        follower = await self._hub.follow(run_id)
+        follower = _Follower()
+        await self._hub.follow(run_id, follower)
         try:
             await self.check(run_id, after)
             cursor = after

@@ -27,6 +27,7 @@ from durable.observer import Hub, Observer
 from durable.runs import NewRun, RunRequest, Runs
 from durable.settings import Settings
 from durable.store import Store
+from durable.trees.observer import TreeObserver
 from durable.writer import Ending, RunWriter
 
 
@@ -40,6 +41,7 @@ class Workbench:
         appender: Sends what its writers write.
         hub: What its readers listen with.
         observer: Reads runs.
+        trees: Reads runs with their children.
     """
 
     def __init__(self, settings: Settings, *, hub: type[Hub] = Hub) -> None:
@@ -49,6 +51,7 @@ class Workbench:
         self.appender = Appender(self.store, settings)
         self.hub = hub(self.store)
         self.observer = Observer(self.store, self.runs, self.hub)
+        self.trees = TreeObserver(self.store, self.runs, self.hub)
 
     async def __aenter__(self) -> Self:
         self.appender.start()

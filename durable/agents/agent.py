@@ -187,13 +187,14 @@ class DurableAgent:
         `RunHandle.result` raise."""
         return await (await self.stream(prompt, **options)).result()
 
-    async def observe(self, run_id: str, *, offset: int = 0) -> AsyncGenerator[Chunk]:
-        """The chunks of a run, from the start or after the first `offset`, as they are written; ends with the run.
+    async def observe(self, run_id: str, *, offset: int | str = 0, tree: bool = False) -> AsyncGenerator[Chunk]:
+        """The chunks of a run, from the start or after the first `offset`, as they are written; ends with the run. With
+        `tree`, those of the runs that it has started come with them; see `RunHandle.observe`.
 
         Raises:
             UnknownRun, RunExpired, InvalidRequest, StoreUnavailable: see `Observer.pages`.
         """
-        async for chunk in (await self.handle(run_id)).observe(offset):
+        async for chunk in (await self.handle(run_id)).observe(offset, tree=tree):
             yield chunk
 
     async def handle(self, run_id: str) -> RunHandle:

@@ -17,6 +17,7 @@ from durable.chunks import Chunk, Usage
 from durable.chunks.base import Json
 from durable.decisions import Answer
 from durable.errors import RunCancelled, RunFailed, StoreUnavailable
+from durable.journal import read_cursor
 from durable.outputs import restore_output
 from durable.runs import RunRecord, read_until_idle
 from durable.threads import given
@@ -87,13 +88,20 @@ class RunHandle:
         if seconds is not None:
             await self._backend.runs.wait_for_tasks(self.run_id, seconds)
 
-    def observe(self, offset: int = 0) -> AsyncGenerator[Chunk]:
+    def observe(self, offset: int | str = 0, *, tree: bool = False) -> AsyncGenerator[Chunk]:
         """The run's chunks, from the start or after the first `offset`, as they are written; ends with the run.
+
+        Args:
+            offset: How many chunks its reader has; or the `cursor` of the last one.
+            tree: Read the runs that it has started with it, their tasks and sub-agents' runs, each chunk with its own
+                `run_id`. Then only a chunk's `cursor` tells where to go on. The run's own final chunk is the last.
 
         Raises:
             UnknownRun, RunExpired, InvalidRequest, StoreUnavailable: see `Observer.pages`.
         """
-        return self._backend.observer.chunks(self.run_id, offset)
+        if tree:
+            return self._backend.trees.chunks(self.run_id, str(offset))
+        return self._backend.observer.chunks(self.run_id, read_cursor(offset))
 
     def __aiter__(self) -> AsyncGenerator[Chunk]:
         return self.observe()

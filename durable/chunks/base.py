@@ -6,9 +6,9 @@ A chunk is written as its *body* (`type`, `payload` and, rarely, `from`, `metada
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from pydantic.alias_generators import to_camel
 
 Origin = Literal["AGENT", "USER", "SYSTEM", "WORKFLOW", "NETWORK"]
@@ -44,6 +44,18 @@ class Chunk(Wire):
     payload: Any = None
     metadata: dict[str, Json] | None = None
     final: bool | None = None
+    _cursor: str = PrivateAttr("")
+
+    @property
+    def cursor(self) -> str:
+        """Where a reader goes on after this chunk: its seq, or what also tells of the other runs that are read with its
+        own."""
+        return self._cursor or str(self.seq)
+
+    def at(self, cursor: str) -> Self:
+        """The same chunk, of a reader that stands there."""
+        self._cursor = cursor
+        return self
 
     def model_post_init(self, context: Any, /) -> None:  # noqa: ARG002
         """Count `type` as given, so that a dump of what was set has it."""

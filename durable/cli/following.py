@@ -6,6 +6,7 @@ Invariant: leaving never touches the run, and always says how to come back to th
 from __future__ import annotations
 
 import asyncio
+import shlex
 from contextlib import aclosing, suppress
 from typing import Final
 
@@ -32,22 +33,31 @@ class Following:
         """Nothing is followed yet."""
         self._terminal = terminal
         self._transcript = None if as_json else Transcript(terminal)
+        self._transcripts: dict[str, Transcript] = {}  # of the runs of a tree
+        self._shown = ""  # the run of it whose chunks were written last
         self._run_id: str | None = None
-        self._cursor = 0
+        self._cursor = "0"
+        self._tree = False
         self._aborted = ""  # why the run was cancelled, if its log says so
 
     async def follow(
-        self, client: Client, run_id: str, after: int = 0, *, until_idle: bool | float | None = None
+        self,
+        client: Client,
+        run_id: str,
+        after: str = "0",
+        *,
+        tree: bool = False,
+        until_idle: bool | float | None = None,
     ) -> Exit:
-        """Write the run from the cursor on, until it has ended.
+        """Write the run from the cursor on, until it has ended; with a tree, all that it has started, too.
 
         Raises:
             DurableError: It could not be followed to its end.
         """
-        self._run_id, self._cursor = run_id, after
+        self._run_id, self._cursor, self._tree = run_id, after, tree
         silence = asyncio.create_task(self._explain_silence(client, run_id))
         try:
-            async with aclosing(client.observe(run_id, after, until_idle=until_idle)) as chunks:
+            async with aclosing(client.observe(run_id, after, tree=tree, until_idle=until_idle)) as chunks:
                 async for chunk in chunks:
                     silence.cancel()
                     self._show(chunk)
@@ -69,10 +79,21 @@ class Following:
         if self._transcript is None:
             self._terminal.json(chunk.to_wire())
         else:
-            self._transcript.show(chunk)
-        if isinstance(chunk, Abort):
+            self._turn_to(chunk.run_id).show(chunk)
+        if isinstance(chunk, Abort) and (not self._tree or chunk.run_id == self._run_id):
             self._aborted = chunk.payload.reason or ""
-        self._cursor = chunk.seq
+        self._cursor = chunk.cursor
+
+    def _turn_to(self, run_id: str) -> Transcript:
+        """The transcript of one run of a tree; each has its own, and a line tells whose turn it is."""
+        if self._transcript is None or not self._tree:
+            return self._transcript or Transcript(self._terminal)
+        if run_id != self._shown:
+            self._transcript.close()
+            self._terminal.line(f"▸ {run_id}", "dim")
+            self._shown = run_id
+            self._transcript = self._transcripts.setdefault(run_id, Transcript(self._terminal))
+        return self._transcript
 
     async def _explain_silence(self, client: Client, run_id: str) -> None:
         """Say what a run waits for that stays silent, once, unless it is being executed."""
@@ -97,7 +118,7 @@ class Following:
         tell_outage(trouble)
 
     def _leave(self, words: str) -> None:
-        back = f"Come back:  {come_back(str(self._run_id), self._cursor)}"
+        back = f"Come back:  {come_back(str(self._run_id), self._cursor, tree=self._tree)}"
         if self._transcript is None:
             self._terminal.note(f"{words}\n{back}")
             return
@@ -123,9 +144,10 @@ class Following:
             self._terminal.json(output)
 
 
-def come_back(run_id: str, after: int) -> str:
+def come_back(run_id: str, after: str, *, tree: bool = False) -> str:
     """The command that goes on from there."""
-    options = f" --after {after}" if after else ""
+    options = f" --after {shlex.quote(after)}" if after != "0" else ""
+    options += " --tree" if tree else ""
     # An id that a caller chose may look like an option.
     return f"durable observe{options} -- {run_id}" if run_id.startswith("-") else f"durable observe {run_id}{options}"
 

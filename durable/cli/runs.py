@@ -15,6 +15,7 @@ from durable.cli.terminal import Terminal, cell
 from durable.cli.values import read_json
 from durable.client import Client
 from durable.errors import InvalidRequest, UnknownAgent
+from durable.trees.places import read_place
 from durable.views import AgentView, RunStatus, RunView
 
 
@@ -128,7 +129,10 @@ def observe(
     context: typer.Context,
     run_id: RunId,
     *,
-    after: Annotated[int, typer.Option(min=0, help="Begin after this chunk.")] = 0,
+    after: Annotated[str, typer.Option(help="Begin after this chunk; with --tree, after this cursor.")] = "0",
+    tree: Annotated[
+        bool, typer.Option("--tree", help="With the tasks and the sub-agents' runs that it starts.")
+    ] = False,
     until_idle: UntilIdle = False,
     max_idle: MaxIdle = None,
     as_json: AsJson = False,
@@ -141,9 +145,10 @@ def observe(
 
     async def work(client: Client) -> Exit:
         view = await client.get(run_id)  # no server or no such run is told at once, not after many tries
-        if after > view.last_seq:
+        if read_place(after).seq > view.last_seq:
             raise InvalidRequest(f"The run has no chunk {after} yet; its last one is {view.last_seq}.")
-        return await following.follow(client, run_id, after, until_idle=_idle(until_idle=until_idle, max_idle=max_idle))
+        idle = _idle(until_idle=until_idle, max_idle=max_idle)
+        return await following.follow(client, run_id, after, tree=tree, until_idle=idle)
 
     attend(context.obj, work, on_interrupt=following.interrupted, on_outage=following.outage)
 
@@ -289,7 +294,7 @@ def _announce_detached(terminal: Terminal, view: RunView, *, as_json: bool) -> N
         terminal.json(view.to_wire())
     else:
         terminal.line(view.run_id)
-    terminal.note(f"Follow it:  {come_back(view.run_id, 0)}")
+    terminal.note(f"Follow it:  {come_back(view.run_id, '0')}")
 
 
 def _runs_table(views: list[RunView]) -> Table:

@@ -22,7 +22,7 @@ from durable.client.backoff import Backoff
 from durable.client.outage import OnOutage
 from durable.client.paths import call_path, run_path, segment, task_path
 from durable.client.remote import Remote
-from durable.client.subscription import Subscription
+from durable.client.subscription import Subscription, TreeSubscription
 from durable.errors import RunCancelled, RunFailed
 from durable.fold import Folder
 from durable.views import (
@@ -334,7 +334,7 @@ class Client:
         return await self._server.ask("GET", f"{run_path(run_id)}/chunks", ChunkPage, params=params, extra_seconds=wait)
 
     def observe(
-        self, run_id: str, after: int = 0, *, until_idle: bool | float | None = None
+        self, run_id: str, after: int | str = 0, *, tree: bool = False, until_idle: bool | float | None = None
     ) -> AsyncGenerator[Chunk, None]:
         """Follow a run: all chunks after the cursor, what is there and what comes, until the final one.
 
@@ -343,23 +343,25 @@ class Client:
 
         Args:
             run_id: The run.
-            after: The seq after which to begin.
+            after: The seq of the last chunk that its reader has, or that chunk's `cursor`.
+            tree: Follow all runs that it has started with it, its tasks and sub-agents' runs, each chunk with its own
+                `run_id`. Then only a chunk's `cursor` tells where to go on. The run's own final chunk is the last.
             until_idle: Whether the run, if it has not ended, goes on when its background tasks end after its turn: it
                 waits for them for 5 minutes in a row, or for so many seconds.
 
         Raises:
             UnknownRun: There is none.
             RunExpired: Its retention has passed.
-            InvalidRequest: `after` is negative or beyond the end.
+            InvalidRequest: `after` is no cursor, negative or beyond the end.
             ServerUnreachable: The server was away for longer than `reconnect` is patient.
         """
-        subscription = Subscription(
-            self._server,
-            f"{run_path(run_id)}/chunks",
-            after=after,
-            backoff=self._reconnect,
-            params=_idle_params(until_idle),
-        )
+        path, params = f"{run_path(run_id)}/chunks", _idle_params(until_idle)
+        if tree:
+            subscription: Subscription = TreeSubscription(
+                self._server, path, root=run_id, after=after, backoff=self._reconnect, params=params
+            )
+        else:
+            subscription = Subscription(self._server, path, after=after, backoff=self._reconnect, params=params)
         return subscription.chunks()
 
     async def wait(self, run_id: str, timeout: float | None = None) -> RunView:  # noqa: ASYNC109  it is the API

@@ -19,7 +19,7 @@ from durable.client.answers import PASSING, error_of, failure_of, retry_after
 from durable.client.backoff import Backoff
 from durable.client.remote import Remote
 from durable.errors import DurableError, ServerUnreachable
-from durable.sse import Parser
+from durable.sse import Frame, Parser
 from durable.views import read_chunk
 
 _HEADERS: Final = {"accept": "text/event-stream", "cache-control": "no-store"}
@@ -45,22 +45,22 @@ class Subscription:
     """One observer of one run.
 
     Attributes:
-        cursor: The last seq that was given out.
+        cursor: That of the last chunk that was given out.
     """
 
     def __init__(
-        self, server: Remote, path: str, *, after: int, backoff: Backoff, params: Mapping[str, str] | None = None
+        self, server: Remote, path: str, *, after: int | str, backoff: Backoff, params: Mapping[str, str] | None = None
     ) -> None:
         """Connects when it is read.
 
         Args:
             server: Where the run is.
             path: The run's chunks.
-            after: The seq after which to begin.
+            after: The cursor after which to begin.
             backoff: How to reconnect.
             params: What else to ask for.
         """
-        self.cursor = after
+        self.cursor = str(after)
         self._http = server.http
         self._server = server.name
         self._outage = server.outage
@@ -153,7 +153,7 @@ class Subscription:
         async for piece in response.aiter_bytes():
             for frame in parser.feed(piece):
                 # Frames with a type of their own are not chunks, as for the browser's `onmessage`.
-                if frame.event == "message" and (chunk := self._next(frame.data)) is not None:
+                if frame.event == "message" and (chunk := self._next(frame)) is not None:
                     yield chunk
                     if self._over:
                         return
@@ -162,18 +162,55 @@ class Subscription:
             self._tries.succeeded()
         raise _Drop(pause=(parser.retry_ms or 0) / 1000)
 
-    def _next(self, data: str) -> Chunk | None:
+    def _next(self, frame: Frame) -> Chunk | None:
         """The chunk of one frame, with the cursor moved on to it; None for a duplicate."""
         try:
-            chunk = read_chunk(from_json(data))
+            chunk = read_chunk(from_json(frame.data))
         except ValueError as error:
             raise _Drop(fault=True) from error
-        if chunk.seq <= self.cursor:
+        known = self._known(chunk)
+        if known is not None and chunk.seq <= known:
             return None
-        if chunk.seq != self.cursor + 1:
+        if known is not None and chunk.seq != known + 1:
             raise _Drop(fault=True)
-        self.cursor = chunk.seq
-        self._over = bool(chunk.final)
+        self.cursor = self._take(chunk, frame)
         self._faults = 0
         self._tries.succeeded()
         return chunk
+
+    def _known(self, chunk: Chunk) -> int | None:  # noqa: ARG002 - all are of one run
+        """The last seq of a chunk's run that was given out; None when that is not known."""
+        return int(self.cursor)
+
+    def _take(self, chunk: Chunk, frame: Frame) -> str:  # noqa: ARG002 - its cursor is its seq
+        """Count a chunk as given out; returns the cursor."""
+        self._over = bool(chunk.final)
+        return str(chunk.seq)
+
+
+class TreeSubscription(Subscription):
+    """One observer of a run and of all that it has started. The cursor is what the server says."""
+
+    def __init__(
+        self,
+        server: Remote,
+        path: str,
+        *,
+        root: str,
+        after: int | str,
+        backoff: Backoff,
+        params: Mapping[str, str] | None = None,
+    ) -> None:
+        """Connects when it is read. `root` is the run; the rest is as of `Subscription`."""
+        super().__init__(server, path, after=after, backoff=backoff, params={**(params or {}), "tree": "true"})
+        self._root = root
+        self._seqs: dict[str, int] = {}
+
+    def _known(self, chunk: Chunk) -> int | None:
+        return self._seqs.get(chunk.run_id)
+
+    def _take(self, chunk: Chunk, frame: Frame) -> str:
+        self._seqs[chunk.run_id] = chunk.seq
+        self._over = bool(chunk.final) and chunk.run_id == self._root
+        chunk.at(frame.id)
+        return frame.id

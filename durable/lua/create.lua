@@ -21,6 +21,7 @@ local function adopt(run, run_id, old, old_id, known)
     elseif record[4] == old_id then
       redis.call('HSET', child, 'parentRunId', run_id)
       redis.call('HSET', run .. ':children', children[i], 'live')
+      redis.call('RPUSH', run .. ':children:order', children[i])
     end
   end
 end
@@ -134,7 +135,9 @@ for i = 6, #ARGV, 2 do
   end
 end
 if fields.parentRunId then
-  redis.call('HSET', run_of(run, run_id, fields.parentRunId) .. ':children', run_id, 'live')
+  local children = run_of(run, run_id, fields.parentRunId) .. ':children'
+  redis.call('HSET', children, run_id, 'live')
+  redis.call('RPUSH', children .. ':order', run_id)
 end
 for _, set in ipairs(places) do
   redis.call('SADD', set, run_id) -- a task that must not wait has its place from the beginning

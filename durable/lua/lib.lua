@@ -344,6 +344,7 @@ local function close(own, tombstone, pending, deadlines, indexes, run_id, from, 
     redis.call('EXPIRE', key, int(retention))
   end
   redis.call('EXPIRE', run .. ':children', int(retention))
+  redis.call('EXPIRE', run .. ':children:order', int(retention))
   redis.call('SET', tombstone, '1', 'EX', int(retention + tonumber(tombstone_seconds)))
   local idempotency = redis.call('HGET', run, 'idempotency')
   if idempotency then

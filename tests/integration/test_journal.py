@@ -14,6 +14,7 @@ from durable.chunks import encode_body, parse
 from durable.errors import LeaseLost
 from durable.journal import LARGEST_PAGE, read
 from durable.leases import Lease, release
+from durable.observer import _Follower
 from durable.scripts import APPEND, FINISH
 from durable.settings import Settings
 from durable.store import text
@@ -225,7 +226,8 @@ async def test_small_entries_come_by_the_thousand(bench: Workbench) -> None:
 
 async def test_each_append_is_announced_with_its_chunks(bench: Workbench) -> None:
     lease = await bench.claim(await bench.create())
-    follower = await bench.hub.follow(lease.run_id)
+    follower = _Follower()
+    await bench.hub.follow(lease.run_id, follower)
     await append(bench, lease, 1, "a", "b")
     await append(bench, lease, 1, "a", "b")  # written before: nothing new to tell
     await append(bench, lease, 2, "c")

@@ -65,7 +65,7 @@ async def waiting(bench: Workbench, run_id: str, reader: asyncio.Future[Any]) ->
     async def quiet() -> bool:
         followers: Any = bench.hub._followers.get(bench.store.keys.channel(run_id), ())
         last = (await bench.runs.get(run_id)).last_seq
-        return reader.done() or all(item.highest == last and not item.heard for item in followers)
+        return reader.done() or all(item.highest == last and not cast("Any", item).heard for item in followers)
 
     await eventually(quiet, what="the reader to wait")
 
@@ -215,7 +215,7 @@ async def test_a_slow_reader_finds_what_it_could_not_keep_in_the_log(bench: Work
     async with aclosing(bench.observer.pages(run_id)) as pages:
         seen = [data for entry in await anext(pages) for data in entry.wire]
         await write(writer, LONGEST_QUEUE * 2, alone=True)  # the reader does not read meanwhile
-        (follower,) = bench.hub._followers[bench.store.keys.channel(run_id)]
+        follower = cast("Any", next(iter(bench.hub._followers[bench.store.keys.channel(run_id)])))
         await eventually(lambda: _reached(follower, LONGEST_QUEUE * 2 + 1), what="the announcements to be heard")
         assert len(follower.heard) <= LONGEST_QUEUE
         await end(writer)

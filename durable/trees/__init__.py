@@ -1,0 +1,1 @@
+"""A run and all runs that it has started, read as one."""
