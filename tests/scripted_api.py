@@ -44,7 +44,7 @@ def text_log(*texts: str, reason: str = "stop") -> list[dict[str, Any]]:
 
 def sse(value: dict[str, Any]) -> bytes:
     """The frame of a chunk."""
-    return f"id: {value['seq']}\ndata: {json.dumps(value, ensure_ascii=False)}\n\n".encode()
+    return f"id: {value.get('cursor', value['seq'])}\ndata: {json.dumps(value, ensure_ascii=False)}\n\n".encode()
 
 
 def run_object(**fields: Any) -> dict[str, Any]:
@@ -215,9 +215,16 @@ class ScriptedApi:
         await self._note(request)
         return JSONResponse({"pending": self.pending, "next": None})
 
+    def _places(self) -> list[tuple[int, dict[str, Any]]]:
+        """The chunks with their places: the seqs, but for a log that has the chunks of several runs."""
+        several = any("cursor" in each for each in self.log)
+        return [(place if several else each["seq"], each) for place, each in enumerate(self.log, 1)]
+
     async def _chunks(self, request: Request) -> Response:
         await self._note(request)
-        after = int(request.query_params.get("after", "0"))
+        asked = request.query_params.get("after", "0")
+        cursors = [str(each.get("cursor", each["seq"])) for each in self.log]
+        after = 0 if asked == "0" else cursors.index(asked) + 1 if "tree" in request.query_params else int(asked)
         if "text/event-stream" not in request.headers.get("accept", ""):
             page = [each for each in self.log if each["seq"] > after]
             return JSONResponse({"runId": "run-1", "chunks": page, "next": len(self.log), "final": True})
@@ -232,7 +239,7 @@ class ScriptedApi:
     async def _body(self, plan: Stream, after: int) -> AsyncIterator[bytes]:
         until = len(self.log) if plan.until is None else plan.until
         yield b": hello\n\n"
-        for value in plan.edit([each for each in self.log if after < each["seq"] <= until]):
+        for value in plan.edit([each for place, each in self._places() if after < place <= until]):
             frame = sse(value)
             for start in range(0, len(frame), 7):  # cuts lines and characters
                 yield frame[start : start + 7]

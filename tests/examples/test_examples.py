@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import subprocess
@@ -9,11 +10,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from pydantic_ai.messages import ModelResponse, ToolCallPart
 
-from durable import create_durable_agent, fold_text
+from durable import Client, create_durable_agent, fold_text
 from durable.chunks import UnknownChunk
+from durable.errors import InvalidRequest
 from examples import almanac, background_research
 from examples.agents import agent, choose_model, to_fahrenheit, usual_temperature
 from examples.demo import DemoFailed, Observer, prove
@@ -84,11 +87,11 @@ def test_the_research_in_the_background_is_left_and_observed_until_all_is_idle()
     for search in background_research.SEARCHES:
         assert f"[{search} has begun]" in before + after
         assert (before + after).count(f"[{search}: {RESULTS[search]}]") == 1
-    assert "3 searches are under way; I shall tell you what they find.\n" in before
+    assert "3 searches are under way; I shall tell you what they find." in before
     assert after.endswith(f"all is idle; the answer: (This is a script, not a language model.) {ANSWER}\n")
 
 
-def test_research_that_workers_do_goes_on_when_the_process_that_asked_has_ended(redis_url: str) -> None:
+async def test_research_that_workers_do_goes_on_when_the_process_that_asked_has_ended(redis_url: str) -> None:
     with Deployment(redis_url, agents="examples.background_research", env=dict.fromkeys(KEYS, "")) as served:
         served.start_api()
         served.start_worker()
@@ -96,11 +99,40 @@ def test_research_that_workers_do_goes_on_when_the_process_that_asked_has_ended(
         before = run_example("background_research.py", "leave", **env)
         run, chunk = re.findall(r"\nleft run (\S+) after chunk (\d+)\n", before)[0]
         after = run_example("background_research.py", "come-back", run, chunk, **env)
+        await check_tree(served.url, run)
 
-    assert "3 searches are under way; I shall tell you what they find.\n" in before
+    assert "3 searches are under way; I shall tell you what they find." in before
     assert after.endswith(f"all is idle; the answer: (This is a script, not a language model.) {ANSWER}\n")
     for search in background_research.SEARCHES:
         assert (before + after).count(f"[{search}: {RESULTS[search]}]") == 1
+
+
+async def check_tree(url: str, run: str) -> None:
+    """A run is seen over HTTP with its three tasks, whole from each cursor, and in a terminal."""
+    async with Client(url) as client:
+        seen = [chunk async for chunk in client.observe(run, tree=True)]
+        for chunk in (seen[0], seen[len(seen) // 2], seen[-2], seen[-1]):
+            rest = [chunk.to_wire() async for chunk in client.observe(run, chunk.cursor, tree=True)]
+            assert rest == [chunk.to_wire() for chunk in seen[len(seen) - len(rest) :]]
+            assert len(rest) == len(seen) - 1 - seen.index(chunk)
+        logs = [[chunk.seq for chunk in seen if chunk.run_id == each] for each in {chunk.run_id for chunk in seen}]
+        assert len(logs) == 4
+        assert [seqs for seqs in logs if seqs != list(range(1, len(seqs) + 1))] == []
+        assert (seen[-1].run_id, seen[-1].final) == (run, True)
+        for after in ("x", "1(0:1", str(10**6)):
+            with pytest.raises(InvalidRequest):
+                [_ async for _ in client.observe(run, after, tree=True)]
+    await asyncio.to_thread(check_doors, url, run, {chunk.run_id for chunk in seen})
+
+
+def check_doors(url: str, run: str, members: set[str]) -> None:
+    """A tree is shown in a terminal; it has no pages of JSON."""
+    page = httpx.get(f"{url}/v1/runs/{run}/chunks?tree=true", trust_env=False)
+    assert (page.status_code, page.json()["error"]["code"]) == (400, "invalid_request")
+    command = [sys.executable, "-m", "durable.cli", "--url", url, "observe", run, "--tree"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50, check=False)
+    assert shown.returncode == 0, shown.stderr
+    assert {f"▸ {member}" for member in members} <= set(shown.stdout.splitlines())
 
 
 def test_the_client_example_leaves_a_run_and_comes_back_for_the_rest(served: Deployment) -> None:

@@ -130,6 +130,42 @@ async def test_a_frame_that_is_cut_in_its_middle_comes_whole_from_the_next_conne
     assert api.cursors == [0, 4]
 
 
+def tree_log() -> list[dict[str, Any]]:
+    """What a server tells of a run with a child."""
+    rows = [("run-1", 1, "1"), ("kid", 1, "1(0:1)"), ("kid", 2, "1.1"), ("run-1", 2, "2.1"), ("run-1", 3, "3")]
+    ends = {("kid", 2), ("run-1", 3)}
+    return [
+        {"type": "x", "runId": run, "seq": seq, "cursor": cursor, **({"final": True} if (run, seq) in ends else {})}
+        for run, seq, cursor in rows
+    ]
+
+
+async def tree_of(client: Client, after: str = "0") -> list[tuple[str, int, str]]:
+    return [(chunk.run_id, chunk.seq, chunk.cursor) async for chunk in client.observe("run-1", after, tree=True)]
+
+
+async def test_a_tree_is_followed_with_the_cursor_that_the_server_gives_wherever_the_connection_breaks(
+    api: ScriptedApi,
+) -> None:
+    api.log = tree_log()
+    whole = [(each["runId"], each["seq"], each["cursor"]) for each in api.log]
+    api.streams.extend(Stream(until=place, cut=True) for place in range(5))
+    async with client_of(api) as client:
+        assert await tree_of(client) == whole
+        assert await tree_of(client, "1(0:1)") == whole[2:]
+        assert await tree_of(client, "3") == []
+    assert all("tree=true" in target for _, target, _, _ in api.requests)
+
+
+async def test_in_a_tree_a_duplicate_is_skipped_and_a_gap_asked_for_again(api: ScriptedApi) -> None:
+    api.log = tree_log()
+    whole = [(each["runId"], each["seq"], each["cursor"]) for each in api.log]
+    api.streams.append(Stream(edit=lambda log: [*log[:2], log[0], log[1], log[2], log[4]]))
+    async with client_of(api) as client:
+        assert await tree_of(client) == whole
+    assert api.cursors == [0, 3]
+
+
 async def test_a_duplicate_is_skipped(api: ScriptedApi) -> None:
     api.streams.append(Stream(edit=lambda log: [*log[:3], log[0], log[2], *log[2:]]))
     async with client_of(api) as client:
