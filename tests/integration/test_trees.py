@@ -8,7 +8,7 @@ import random
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from pydantic_ai import Agent, RunContext
@@ -18,10 +18,11 @@ from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls
 from durable import emit
 from durable.chunks import BackgroundTaskStarted, TaskPayload
 from durable.errors import InvalidRequest, UnknownRun
+from durable.observer import Hub
 from durable.runs.record import Parent
 from durable.trees import observer as trees
 from durable.trees.observer import Sighting
-from durable.writer import RunWriter
+from durable.writer import Ending, RunWriter
 from tests.conftest import eventually
 from tests.workbench import Workbench, completed, delta, finish, on
 
@@ -140,6 +141,12 @@ async def test_a_child_that_appears_later_is_joined_from_its_first_chunk(bench: 
     root = await bench.writer()
     reader = asyncio.ensure_future(see(bench, root.lease.run_id))
     await say(root, "before")
+
+    async def joined() -> bool:
+        ears = bench.hub._followers.get(bench.store.keys.channel(root.lease.run_id), set())
+        return [cast("Any", ear).place.seq for ear in ears] == [1]
+
+    await eventually(joined, what="the reader to have what there is")
     child = await child_of(bench, root, "c1", told=False)  # so nothing in the log tells of it until the end
     writer = await bench.writer(child)
     await say(writer, "hello")
@@ -174,6 +181,51 @@ async def test_what_goes_on_without_the_run_is_not_waited_for(bench: Workbench) 
     assert seen.pop(slow, []) in (await bench.wire(slow), [])
     assert seen == await logs(bench, root.lease.run_id, quick)
     await end(going)
+
+
+class Deaf(Hub):
+    """Hears nothing that is announced."""
+
+    def _deliver(self, channel: str, data: bytes) -> None:
+        pass
+
+
+async def test_what_was_not_heard_of_a_child_that_has_ended_is_told_before_the_roots_end(redis_url: str) -> None:
+    async with Workbench(on(redis_url), hub=Deaf) as bench:
+        root = await bench.writer()
+        child = await child_of(bench, root, "c1")
+        writer = await bench.writer(child)
+        async with asyncio.timeout(15), aclosing(bench.trees.pages(root.lease.run_id)) as pages:
+            seen = await anext(pages)
+            await end(writer)
+            await end(root)
+            for ear in bench.hub._followers[bench.store.keys.channel(root.lease.run_id)]:
+                ear.stir()  # only the root's log is worth a look
+            async for page in pages:
+                seen += page
+        assert by_run(seen) == await logs(bench, root.lease.run_id, child)
+
+
+async def test_the_order_of_children_is_kept_as_long_as_their_run(bench: Workbench) -> None:
+    root = await bench.writer()
+    await child_of(bench, root, "c1")
+    await end(root)
+    keys = bench.store.keys
+    kept = await bench.store.redis.ttl(keys.run(root.lease.run_id))
+    assert 0 < await bench.store.redis.ttl(keys.children_order(root.lease.run_id)) <= kept
+
+
+async def test_tasks_that_go_on_for_a_retry_are_seen_with_it(bench: Workbench) -> None:
+    root = await bench.writer()
+    child = await child_of(bench, root, "c1")
+    assert await root.finish(Ending("failed", b"", {}), finish())
+    again, _ = await bench.runs.retry(root.lease.run_id)
+    new, writer = await bench.writer(again.run_id), await bench.writer(child)
+    await say(writer, "hello")
+    await end(writer)
+    await end(new)
+
+    assert by_run(await see(bench, again.run_id)) == await logs(bench, again.run_id, child)
 
 
 async def test_a_child_whose_log_has_expired_is_passed_over(bench: Workbench) -> None:
