@@ -168,7 +168,6 @@ async def get_chunks(
     limit: Annotated[int, Query(ge=1, le=1000, description="JSON only.")] = 200,
     wait: Annotated[float, Query(ge=0, le=30, description="JSON only: seconds to wait for news.")] = 0,
     last_event_id: Annotated[str | None, Header(description="The cursor, as `EventSource` sends it.")] = None,
-    *,
     until_idle: Annotated[
         bool, Query(alias="untilIdle", description="Whether the run goes on when background tasks end after its turn.")
     ] = False,
