@@ -30,6 +30,8 @@ TASKS: Final = (
     "background-task-cancelled",
 )
 """Chunks that tell of a background task, each time it happens."""
+_SETTLED: Final = _OUTCOMES | {*TASKS}
+"""Void is what the model has said. These are true also where they lie between that."""
 _TASK: Final = re.compile("task-[0-9a-f]{40}")
 _ANY_ORDER: Final = ("tool-call", *TASKS, *sorted(_OUTCOMES), *_WAITS)
 
@@ -37,7 +39,7 @@ _ANY_ORDER: Final = ("tool-call", *TASKS, *sorted(_OUTCOMES), *_WAITS)
 def effective(chunks: Sequence[Chunk]) -> list[tuple[str, Any]]:
     """The type and payload of each chunk that counts."""
     void = _void(chunks)
-    counting = [chunk for chunk in chunks if chunk.seq not in void or chunk.type in _OUTCOMES]
+    counting = [chunk for chunk in chunks if chunk.seq not in void or chunk.type in _SETTLED]
     found: list[tuple[str, Any]] = []
     settled: list[tuple[str, Any]] = []
     for chunk in counting:
@@ -66,7 +68,7 @@ def counted(chunks: Sequence[Chunk], kind: str) -> list[str]:
     return [
         chunk.payload.tool_call_id
         for chunk in chunks
-        if chunk.type == kind and (chunk.seq not in void or kind in _OUTCOMES)
+        if chunk.type == kind and (chunk.seq not in void or kind in _SETTLED)
     ]
 
 

@@ -16,13 +16,14 @@ from durable.doctor import Doctor
 from durable.fold import Folder
 from durable.journal import read
 from durable.runs import Runs
-from durable.store import Store
+from durable.store import Store, text
 from durable.views import RunStatus
 from tests.chaos.effective import counted
 from tests.chaos.effects import Effect
-from tests.chaos.programs import AGAIN, DECIDED, Program
+from tests.chaos.programs import AGAIN, DECIDED, HEARD, TASKS, Program
 
 _OUTCOMES: Final = frozenset({"tool-result", "tool-error", "tool-output-denied"})
+_ENDS: Final = ("background-task-completed", "background-task-failed", "background-task-cancelled")
 _ANSWERS: Final = frozenset({"tool-call-decided", "tool-output-denied"})
 
 Accepted = Mapping[tuple[str, str], set[str]]
@@ -84,8 +85,7 @@ class Judge:
         """Judge all runs."""
         verdict, digests = Verdict(), {}
         for run_id, program in programs.items():
-            log = await read(self._store, run_id, 0, limit=100_000, max_bytes=2**30)
-            chunks = [chunk for entry in log for chunk in entry.chunks()]
+            chunks = await self._log(run_id)
             digests[run_id] = Followed(run_id, [sight(chunk) for chunk in chunks]).digest
             faults = await self._run(run_id, program, chunks, verdict.counts, may_be_cancelled=run_id in cancelled)
             verdict.faults += [f"{run_id}: {fault}" for fault in faults]
@@ -94,6 +94,10 @@ class Judge:
             if each.digest != digests[each.run_id]:
                 verdict.faults.append(f"{each.run_id}: an observer saw another log")
         return verdict
+
+    async def _log(self, run_id: str) -> list[Chunk]:
+        log = await read(self._store, run_id, 0, limit=100_000, max_bytes=2**30)
+        return [chunk for entry in log for chunk in entry.chunks()]
 
     async def _run(
         self, run_id: str, program: Program, chunks: list[Chunk], counts: Counter[str], *, may_be_cancelled: bool
@@ -108,7 +112,8 @@ class Judge:
             faults += self._completed(run_id, program, chunks)
         elif not (record.status is RunStatus.CANCELLED and may_be_cancelled):
             faults.append(f"is {record.status}")
-        faults += self._effect_faults(run_id, chunks, counts)
+        tasks, wrong = await self._tasks(run_id, program, chunks, counts)
+        faults += [*wrong, *self._effect_faults(run_id, chunks, tasks, counts)]
         faults += await self._decision_faults(run_id, program, chunks, counts)
         faults += [f"{finding.check}: {finding.message}" for finding in await self._doctor.examine(run_id)]
         return faults
@@ -118,7 +123,7 @@ class Judge:
         faults, folder = [], Folder()
         for chunk in chunks:
             folder.add(chunk)
-        if folder.text != program.text:
+        if folder.text.replace(HEARD, "") != program.text:
             faults.append(f"its text is {folder.text!r} instead of {program.text!r}")
         names = sorted(name.partition(":")[2] for name in program.calls)
         if sorted(counted(chunks, "tool-call")) != names:
@@ -165,7 +170,39 @@ class Judge:
                 faults.append(f"{guarded} was made without an answer that allows it")
         return faults
 
-    def _effect_faults(self, run_id: str, chunks: list[Chunk], counts: Counter[str]) -> list[str]:
+    async def _tasks(
+        self, run_id: str, program: Program, chunks: list[Chunk], counts: Counter[str]
+    ) -> tuple[dict[str, int], list[str]]:
+        """Which attempt at its task has recorded each call, 0 for none; and what is wrong with the tasks."""
+        found: dict[str, int] = {}
+        faults: list[str] = []
+        completed = (
+            bool(chunks) and chunks[-1].type == "finish" and (await self._runs.get(run_id)).status == "completed"
+        )
+        expected = {_call(name) for name, call in program.calls.items() if call.tool in TASKS}
+        begun = Counter(counted(chunks, "background-task-started"))
+        told = Counter(call for kind in _ENDS for call in counted(chunks, kind))
+        if max([*begun.values(), *told.values()], default=1) > 1 or not set(told) <= set(begun) <= expected:
+            faults.append(f"tasks were started {begun}, and have ended {told}")
+        if completed and not set(told) == set(begun) == expected:
+            faults.append(f"not every task was started, and told: {begun}, {told}")
+        async with self._store.guard():
+            children = await self._store.redis.hkeys(self._store.keys.children(run_id))
+        for task in map(text, children):
+            record, log = await self._runs.get(task), await self._log(task)
+            call = record.fields["parentCall"].decode().split(" ", 2)[2]
+            counts["tasks"] += 1
+            counts["task takeovers"] += record.token > 1
+            faults += [f"{task}: {fault}" for fault in log_faults(log)]
+            faults += [f"{task}: {finding.message}" for finding in await self._doctor.examine(task)]
+            if not (record.status is RunStatus.COMPLETED or (record.status is RunStatus.CANCELLED and not completed)):
+                faults.append(f"{task}: is {record.status}")
+            found[call] = max((chunk.attempt for chunk in log if chunk.type in _OUTCOMES), default=0)
+        return found, faults
+
+    def _effect_faults(
+        self, run_id: str, chunks: list[Chunk], tasks: Mapping[str, int], counts: Counter[str]
+    ) -> list[str]:
         """Calls that were made after they were recorded, or twice by one attempt."""
         faults = []
         outcomes: dict[str, int] = {}
@@ -177,6 +214,7 @@ class Judge:
             elif chunk.type in _OUTCOMES:
                 call = chunk.payload.tool_call_id
                 outcomes[call + AGAIN if call in again else call] = chunk.attempt
+        outcomes |= tasks
         for key, made in self._effects.items():
             if not key.startswith(f"{run_id}:"):
                 continue
@@ -186,7 +224,7 @@ class Judge:
             recorded_by = outcomes.get(key.rpartition(":")[2])
             if max(by_attempt.values()) > 1:
                 faults.append(f"{key} was made twice by one attempt")
-            if recorded_by is not None and max(by_attempt) > recorded_by:
+            if recorded_by and max(by_attempt) > recorded_by:
                 faults.append(f"{key} was made again after attempt {recorded_by} had recorded it")
         return faults
 

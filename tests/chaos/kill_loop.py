@@ -40,6 +40,7 @@ from tests.chaos.chance import seeded
 from tests.chaos.crew import ROOT, Crew, Worker
 from tests.chaos.judge import Followed, Judge, Verdict, sight
 from tests.chaos.programs import Program
+from tests.conftest import eventually
 from tests.deployment import Log
 
 LEASE: Final = 1.0
@@ -174,6 +175,7 @@ class KillLoop:
             await asyncio.wait(callers)
             for task in others:
                 task.cancel()
+        await self._tasks_ended()
         self.counts["runs"] = len(self.programs)
         self.counts["seconds"] = round(time.monotonic() - started)
         return await self._judge()
@@ -188,7 +190,7 @@ class KillLoop:
             name = f"r{number}-{serial}"
             program = Program.random(chance, name)
             self.programs[name] = program
-            await self._client.submit("program", program.prompt, run_id=name)
+            await self._client.submit("program", program.prompt, run_id=name, until_idle=120)
             async with asyncio.TaskGroup() as tasks:
                 for each in range(chance.choice((1, 1, 2))):
                     tasks.create_task(self._follow(name, seeded(f"{self.plan.seed} {name} {each}")))
@@ -323,6 +325,15 @@ class KillLoop:
         self._look_for_fallen()
         while len(self._crew.live) < WORKERS:
             self._crew.start()
+
+    async def _tasks_ended(self) -> None:
+        """Wait for the tasks of cancelled runs: they are told to end, and nobody follows them."""
+        keys, redis = self._store.keys, self._store.redis
+
+        async def none_left() -> bool:
+            return not await redis.exists(*(keys.tasks(status=status) for status in ("queued", "running", "suspended")))
+
+        await eventually(none_left, seconds=30, what="all tasks to end")
 
     def _look_for_fallen(self) -> None:
         """Workers must not end by themselves."""

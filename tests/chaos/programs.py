@@ -18,13 +18,17 @@ from pydantic_ai import Agent, ModelRetry, RunContext, Tool, ToolFailed
 from pydantic_ai.messages import ModelMessage
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
 
-from durable import create_evented_agent, resume_data, suspend
+from durable import create_evented_agent, emit, resume_data, suspend
 from tests.chaos.agents import act, prompt_of, requests
 
 AGAIN: Final = "+1"
 """What the key of an effect ends with when the tool was called again with data."""
 DECIDED: Final = ("risk", "inquire")
 """Tools whose calls wait for somebody."""
+TASKS: Final = ("errand", "chore")
+"""Tools whose calls are made in the background: awaited, and deferred."""
+HEARD: Final = "Heard. "
+"""What is said in each turn that follows because a task has ended."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,8 @@ class Call:
     """A tool call.
 
     Attributes:
-        tool: `work`, `work_sync`, `break_off` (fails), `insist` (asks for another try), `risk` (has to be approved) or
-            `inquire` (waits for data).
+        tool: `work`, `work_sync`, `break_off` (fails), `insist` (asks for another try), `risk` (has to be approved),
+            `inquire` (waits for data), `errand` (a task that is awaited) or `chore` (one that is not).
         ms: How long it takes.
     """
 
@@ -76,7 +80,7 @@ class Program:
 
     @classmethod
     def random(cls, chance: Random, name: str, *, alone: bool = False) -> Program:
-        """A program of one to four steps; `alone`: without calls that wait for somebody."""
+        """A program of one to four steps; `alone`: without calls that wait for somebody, or are tasks."""
         count = chance.choice((1, 2, 2, 3, 4))
         steps = []
         for number in range(1, count + 1):
@@ -94,14 +98,17 @@ class Program:
 
 
 def _call(chance: Random, *, alone: bool) -> Call:
-    waiting = () if alone else ("risk", "inquire")
+    waiting = () if alone else (*DECIDED, *TASKS)
     tool = chance.choice(("work", "work", "work_sync", "break_off", "insist", *waiting))
     return Call(tool, chance.choice((0, 10, 80, 300)))
 
 
 async def _play(messages: list[ModelMessage], _info: AgentInfo) -> AsyncIterator[str | DeltaToolCalls]:
-    number = requests(messages)
-    step = Program.of(prompt_of(messages)).steps[number]
+    number, steps = requests(messages), Program.of(prompt_of(messages)).steps
+    if number >= len(steps):
+        yield HEARD
+        return
+    step = steps[number]
     for word in step.words:
         await asyncio.sleep(step.pause_ms / 1000)
         yield word
@@ -155,11 +162,27 @@ async def inquire(ctx: RunContext[Any], ms: int) -> str:
     return f"heard {data}"
 
 
+async def errand(ctx: RunContext[Any], ms: int) -> str:
+    """Work elsewhere, and be waited for."""
+    return await work(ctx, ms)
+
+
+async def chore(ctx: RunContext[Any], ms: int) -> str:
+    """Work elsewhere meanwhile."""
+    await emit(ctx, {"ms": ms})
+    return await work(ctx, ms)
+
+
 program = create_evented_agent(
     Agent(
         FunctionModel(stream_function=_play, model_name="scripted"),
         name="program",
-        tools=[work, work_sync, break_off, insist, Tool(risk, requires_approval=True), inquire],
+        tools=[
+            *(work, work_sync, break_off, insist, inquire),
+            Tool(risk, requires_approval=True),
+            Tool(errand, metadata={"durable": {"background": "awaited"}}),
+            Tool(chore, metadata={"durable": {"background": "deferred", "max_concurrency": 5}}),
+        ],
         retries=10,
     )
 )

@@ -22,6 +22,8 @@ FLOOR: Final = {
     "reconnects": 30,
     "decisions": 20,
     "answers refused": 5,
+    "tasks": 10,
+    "task takeovers": 1,
 }
 
 
