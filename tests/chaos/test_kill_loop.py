@@ -11,14 +11,14 @@ from tests.chaos.kill_loop import KillLoop, Plan
 
 SEED: Final = int(os.environ.get("SEED", "1"))
 FLOOR: Final = {
-    "runs": 50,
+    "runs": 35,
     "kills": 12,
     "takeovers": 15,
     "zombies": 2,
     "writes refused": 1,
     "redis kills": 2,
     "API restarts": 1,
-    "observers": 60,
+    "observers": 45,
     "reconnects": 30,
     "decisions": 20,
     "answers refused": 5,
