@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
+from fastapi.responses import StreamingResponse
 
 from durable.backend import Backend
 from durable.decisions import Answer
@@ -46,7 +47,12 @@ async def list_tasks(
     return Response(page.model_dump_json(by_alias=True), media_type="application/json")
 
 
-@router.get("/stream", summary="Follow background tasks", responses=TASK_STREAM | errors(400, 404, 410, 503))
+@router.get(
+    "/stream",
+    summary="Follow background tasks",
+    response_class=StreamingResponse,
+    responses=TASK_STREAM | errors(400, 404, 410, 503),
+)
 async def stream_tasks(
     backend: TheBackend,
     agent: Agent = "",
@@ -77,7 +83,7 @@ async def get_task(task_id: str, backend: TheBackend) -> Response:
     response_model=TaskView,
     summary="Cancel a background task",
     responses=example(202, CANCELLED_TASK)
-    | {200: {"model": TaskView, "description": "It is cancelled already."}}
+    | {200: {**example(200, CANCELLED_TASK)[200], "description": "It is cancelled already."}}
     | errors(400, 404, 409, 410, 413, 503),
 )
 async def cancel_task(task_id: str, backend: TheBackend, body: CancelBody | None = None) -> Response:
