@@ -278,6 +278,8 @@ class RecordingToolset(WrapperToolset[Any]):
 
     def _return(self, call: _Call, outcome: ledger.Outcome) -> Any:
         self.record.came_to[call.id] = outcome
+        if outcome.raised is not None and outcome.raised.name == ValidationError.__name__:
+            raise ModelRetry(outcome.raised.message)  # Pydantic AI has told the model what did not fit; that is lost
         if outcome.raised is not None:
             raise self._failed_before(call, outcome.raised, outcome.aside)
         return outcome.replay()

@@ -128,10 +128,11 @@ class TestRun:
         ids = [caller.result("say x", agent="in-process")["runId"] for _ in range(3)]
         failed = caller.result("fail", agent="in-process")["runId"]
         listed = caller.get("/v1/runs", params={"agent": "in-process"}).json()["runs"]
-        assert [run["runId"] for run in listed] == [failed, *reversed(ids)]
+        assert [run["runId"] for run in listed][:4] == [failed, *reversed(ids)]  # other tests have runs of it, too
         assert all("output" not in run for run in listed)
         found = caller.get("/v1/runs", params={"agent": "in-process", "status": "failed"}).json()["runs"]
-        assert [run["runId"] for run in found] == [failed]
+        assert found[0]["runId"] == failed
+        assert {run["status"] for run in found} == {"failed"}
         assert caller.get("/v1/runs", params={"agent": "nobody"}).json() == {"runs": [], "next": None}
 
     def test_a_list_is_not_narrowed_by_what_there_is_not(self, caller: Caller) -> None:

@@ -251,6 +251,7 @@ async def executed(engine: Engine, run_id: str) -> Outcome | None:
     return outcome
 
 
+@pytest.mark.of_an_attempt
 async def test_a_run_that_is_told_to_end_while_it_is_handed_back_needs_nobody_else(
     settings: Settings, bench: Workbench
 ) -> None:
@@ -280,6 +281,7 @@ async def test_a_run_that_is_told_to_end_while_it_is_handed_back_needs_nobody_el
     assert chunks[-2].payload.reason == "enough"
 
 
+@pytest.mark.of_an_attempt
 async def test_who_stops_waits_until_its_runs_are_given_back(settings: Settings, bench: Workbench) -> None:
     """Else it would close the connection by which they are."""
     entered, giving_back, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -398,6 +400,7 @@ async def test_a_timeout_that_is_none_fails_the_run_before_the_tool_is_called(co
     assert called == []
 
 
+@pytest.mark.of_an_attempt
 async def test_an_attempt_that_is_slow_to_stop_does_not_hide_its_successor(
     connected: Any, store: Store, bench: Workbench
 ) -> None:
