@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from fastapi import APIRouter, Response
 
 from durable.views import AgentPage
@@ -18,6 +16,9 @@ router = APIRouter(prefix="/v1", tags=["agents"])
 async def list_agents(backend: TheBackend) -> Response:
     """All agents that were ever announced, with the number of live workers that serve each."""
     announced = await backend.announcements.all()
-    live = Counter(name for names in await backend.announcements.workers() for name in names)
-    views = [item.view.model_copy(update={"workers": live[item.name]}) for item in announced]
+    live = await backend.announcements.workers()
+    views = [
+        item.view.model_copy(update={"workers": sum(worker.serves(item.name, item.queue) for worker in live)})
+        for item in announced
+    ]
     return Response(AgentPage(agents=views).model_dump_json(by_alias=True), media_type="application/json")

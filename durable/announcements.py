@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Final
 
 from pydantic import Field
@@ -83,6 +84,34 @@ def _output_schema(definition: AgentDefinition) -> dict[str, Any] | None:
         return None
 
 
+@dataclass(frozen=True)
+class LiveWorker:
+    """A worker that has shown itself.
+
+    Attributes:
+        agents: The agents that it has.
+        queues: The queues that it reads; None for all of its agents'.
+        silence: Seconds since it last showed itself.
+    """
+
+    agents: frozenset[str]
+    queues: frozenset[str] | None
+    silence: float
+
+    def serves(self, agent: str, queue: str) -> bool:
+        """Whether it executes an agent's runs in a queue."""
+        return agent in self.agents and (self.queues is None or queue in self.queues)
+
+
+def _member(worker: str, agents: Iterable[str], queues: Iterable[str] | None) -> str:
+    return json.dumps([worker, sorted(agents), *([] if queues is None else [sorted(queues)])])
+
+
+def _live(member: bytes, silence: float) -> LiveWorker:
+    _, agents, *queues = json.loads(member)
+    return LiveWorker(frozenset(agents), frozenset(queues[0]) if queues else None, silence)
+
+
 class Announcements:
     """The agents of a deployment."""
 
@@ -126,48 +155,46 @@ class Announcements:
             values = await self._store.redis.hgetall(self._store.keys.agents)
         return sorted((Announcement.model_validate_json(value) for value in values.values()), key=lambda a: a.name)
 
-    async def show(self, worker: str, agents: Iterable[str]) -> None:
-        """A worker lives, and serves these agents. To be repeated well within `LIVENESS_SECONDS`.
+    async def show(self, worker: str, agents: Iterable[str], queues: Iterable[str] | None = None) -> None:
+        """A worker lives, and serves these agents, as far as their runs are in these queues; in all when None. To be
+        repeated well within `LIVENESS_SECONDS`.
 
         Raises:
             StoreUnavailable: Redis does not answer.
         """
-        member = json.dumps([worker, sorted(agents)])
+        member = _member(worker, agents, queues)
         now = await self._now()
         async with self._store.guard():
             await self._store.redis.zadd(self._store.keys.workers, {member: now + LIVENESS_SECONDS})
             await self._store.redis.zremrangebyscore(self._store.keys.workers, "-inf", now)
 
-    async def leave(self, worker: str, agents: Iterable[str]) -> None:
+    async def leave(self, worker: str, agents: Iterable[str], queues: Iterable[str] | None = None) -> None:
         """A worker goes.
 
         Raises:
             StoreUnavailable: Redis does not answer.
         """
         async with self._store.guard():
-            await self._store.redis.zrem(self._store.keys.workers, json.dumps([worker, sorted(agents)]))
+            await self._store.redis.zrem(self._store.keys.workers, _member(worker, agents, queues))
 
-    async def workers(self) -> list[list[str]]:
-        """For each live worker, the agents that it serves.
-
-        Raises:
-            StoreUnavailable: Redis does not answer.
-        """
-        return [agents for agents, _ in await self._live()]
-
-    async def silences(self, agent: str) -> list[float]:
-        """For each live worker that serves the agent, the seconds since it last showed itself.
+    async def workers(self) -> list[LiveWorker]:
+        """All live workers.
 
         Raises:
             StoreUnavailable: Redis does not answer.
         """
-        return [silence for agents, silence in await self._live() if agent in agents]
-
-    async def _live(self) -> list[tuple[list[str], float]]:
         now = await self._now()
         async with self._store.guard():
             members: Any = await self._store.redis.zrangebyscore(self._store.keys.workers, now, "+inf", withscores=True)
-        return [(json.loads(member)[1], max(0.0, now + LIVENESS_SECONDS - until)) for member, until in members]
+        return [_live(member, max(0.0, now + LIVENESS_SECONDS - until)) for member, until in members]
+
+    async def silences(self, agent: str, queue: str) -> list[float]:
+        """For each live worker that serves an agent's runs in a queue, the seconds since it last showed itself.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        return [worker.silence for worker in await self.workers() if worker.serves(agent, queue)]
 
     async def _now(self) -> float:
         """The store's own clock, in seconds."""
@@ -177,7 +204,11 @@ class Announcements:
 
 
 async def keep_announced(
-    announcements: Announcements, definitions: Iterable[AgentDefinition], worker: str, settings: Settings
+    announcements: Announcements,
+    definitions: Iterable[AgentDefinition],
+    worker: str,
+    settings: Settings,
+    queues: Iterable[str] | None = None,
 ) -> None:
     """Announce agents and show this worker, again and again, until cancelled; also after Redis was away, emptied or
     refused."""
@@ -187,7 +218,7 @@ async def keep_announced(
     while True:
         try:
             await announcements.announce(definitions)
-            await announcements.show(worker, names)
+            await announcements.show(worker, names, queues)
         except (StoreUnavailable, RedisError) as error:
             log.warning("agents could not be announced: %s", type(error).__name__)
         await asyncio.sleep(pause)

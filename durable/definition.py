@@ -17,7 +17,7 @@ from durable.chunks.base import Json
 from durable.completion import Goal, InputGuardrail, OutputGuardrail, TaskCompletion
 from durable.completion.context import check_names
 from durable.errors import ConfigurationError
-from durable.tool_options import OnToolError, check_tools
+from durable.tool_options import OnToolError, check_tools, queues_of
 
 DEFAULT_MAX_STEPS: Final = 20
 DEFAULT_GUARDRAIL_SECONDS: Final = 60.0
@@ -155,6 +155,10 @@ class AgentDefinition:
     def queue_of(self, prefix: str) -> str:
         """The Celery queue of its runs, in the deployment with this prefix."""
         return self.queue or f"{prefix}.{self.name}"
+
+    def queues(self, prefix: str) -> set[str]:
+        """All queues of its runs and of the tasks of its tools, in the deployment with this prefix."""
+        return {self.queue_of(prefix), *queues_of(self.agent)}
 
 
 def define(agent: AbstractAgent[Any, Any], kind: AgentKind, **options: Unpack[AgentOptions]) -> AgentDefinition:

@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, cast
 
-from durable.announcements import Announcements
+from durable.announcements import Announcement, Announcements
 from durable.chunks.base import Json
 from durable.decisions import Call, question_id, read_calls
-from durable.runs import BUDGET_REACHED, RETRYING, THREAD_BUSY, RunRecord, Runs
+from durable.runs import BUDGET_REACHED, RETRYING, TASK, THREAD_BUSY, RunRecord, Runs
 from durable.settings import Settings
 from durable.store import Store, text
 from durable.suspension import Kind, OnExpiry
 from durable.views import Diagnosis, Fact, RunStatus, RunView
 
+LIMIT_REACHED: Final = "limit_reached"
+"""The reason of a background task that waits for a place under a limit."""
 NO_WORKER: Final = "no_worker"
 """The reason of a queued run whose agent no live worker serves."""
 MOST_COUNTED: Final = 1000
@@ -63,6 +65,8 @@ class Circumstances:
         thread_run: The run of its thread that it waits for; None when it waits for none.
         max_attempts: Claims without progress after which it fails.
         calls: Its tool calls that wait, or waited, for an answer.
+        agent: What is known of its agent, if it is a background task.
+        held: Whether it waits for a place under a limit.
     """
 
     record: RunRecord
@@ -76,11 +80,13 @@ class Circumstances:
     thread_run: str | None = None
     max_attempts: int = 5
     calls: Sequence[Call] = ()
+    agent: Announcement | None = None
+    held: bool = False
 
     @property
     def unserved(self) -> bool:
         """Whether nobody is there to execute it. Who executes a `durable` agent need not be a worker."""
-        return self.workers == 0 and self.record.fields.get("kind") == b"evented"
+        return self.workers == 0 and _needs_worker(self.record, self.agent)
 
     @property
     def at_last_attempt(self) -> bool:
@@ -95,13 +101,16 @@ async def views(announcements: Announcements, records: Sequence[RunRecord]) -> l
     Raises:
         StoreUnavailable: Redis does not answer.
     """
-    served: set[str] = set()
-    if any(_waits_for_worker(record) for record in records):
-        served = {agent for agents in await announcements.workers() for agent in agents}
+    waiting = [record for record in records if record.status is RunStatus.QUEUED]
+    workers = await announcements.workers() if waiting else []
+    tasks = any(record.kind == TASK for record in waiting)
+    known = {item.name: item for item in await announcements.all()} if tasks else {}
     found = []
     for record in records:
         view = record.view()
-        if view.reason is None and _waits_for_worker(record) and record.agent not in served:
+        served = any(worker.serves(record.agent, record.queue) for worker in workers)
+        waits = record.status is RunStatus.QUEUED and _needs_worker(record, known.get(record.agent))
+        if view.reason is None and waits and not served:
             view = view.model_copy(update={"reason": NO_WORKER})
         found.append(view)
     return found
@@ -133,7 +142,7 @@ async def examine(
         token, record = record.token, RunRecord(run_id, {text(name): value for name, value in fields.items()})
         if record.token == token:
             break  # else the lease is that of an attempt before
-    silences = await announcements.silences(record.agent)
+    silences = await announcements.silences(record.agent, record.queue)
     return Circumstances(
         record,
         now=int(seconds) * 1000 + int(micros) // 1000,
@@ -146,7 +155,24 @@ async def examine(
         thread_run=(await runs.thread(record.thread_id)).get("live") if record.behind and record.thread_id else None,
         max_attempts=settings.max_attempts,
         calls=read_calls(calls),
+        agent=await _agent_of(announcements, record),
+        held=await _held(store, record),
     )
+
+
+async def _agent_of(announcements: Announcements, record: RunRecord) -> Announcement | None:
+    if record.kind != TASK:
+        return None
+    return next((item for item in await announcements.all() if item.name == record.agent), None)
+
+
+async def _held(store: Store, record: RunRecord) -> bool:
+    """Whether a task waits for a place under a limit."""
+    async with store.guard():
+        for name in record.limits:
+            if await store.redis.zscore(store.keys.limit_waiting(name), record.run_id) is not None:
+                return True
+    return False
 
 
 async def _ahead(store: Store, record: RunRecord) -> int:
@@ -197,7 +223,10 @@ def _queued(found: Circumstances) -> _Findings:
         facts.append(_fact("ahead", f"Queued runs of {record.queue!r} that are older: {count}.", count=found.ahead))
     facts += [*_pending(found), *_wakeup(found), *_attempts(found), *_cancel(found), *_unswept(found)]
     if found.unserved:
-        return NO_WORKER, f"It waits: no live worker serves the agent {record.agent!r}.", facts
+        reads = f" and reads {record.queue!r}" if record.kind == TASK else ""
+        return NO_WORKER, f"It waits: no live worker serves the agent {record.agent!r}{reads}.", facts
+    if found.held:
+        return LIMIT_REACHED, "It waits for a place: as many background tasks are executed as may be.", facts
     if view.reason == RETRYING:
         return RETRYING, "Its model's provider failed; it waits until it is tried again.", facts
     if not found.swept:
@@ -385,8 +414,12 @@ def _unswept(found: Circumstances) -> list[Fact]:
     return [_fact("unswept", _NOBODY_LOOKS)]
 
 
-def _waits_for_worker(record: RunRecord) -> bool:
-    return record.status is RunStatus.QUEUED and record.fields.get("kind") == b"evented"
+def _needs_worker(record: RunRecord, agent: Announcement | None) -> bool:
+    """Whether only a worker executes a run: also the task of an agent that workers execute, or one in a queue of its
+    own."""
+    if record.fields.get("kind") != TASK.encode() or agent is None:
+        return record.fields.get("kind") == b"evented"
+    return agent.kind == "evented" or agent.queue != record.queue
 
 
 def _fact(code: str, message: str, **details: Json) -> Fact:

@@ -97,6 +97,12 @@ def read_options(name: str, options: Any) -> ToolOptions:
         raise ConfigurationError(f"The tool {name!r} has metadata 'durable' that is not valid{what}.") from error
 
 
+def queues_of(agent: AbstractAgent[Any, Any]) -> set[str]:
+    """The queues of their own that an agent's functions name for their tasks. A sub-agent's is read by its workers."""
+    found = (read_options(name, options) for name, options in _options(agent))
+    return {options.queue for options in found if options.queue is not None and options.agent is None}
+
+
 def functions_of(agent: AbstractAgent[Any, Any]) -> dict[str, Tool[Any]]:
     """The tools of an agent that are functions and are there by now."""
     found: list[FunctionToolset[Any]] = []

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -37,6 +37,7 @@ class Host:
     Args:
         settings: Times, limits and addresses.
         definitions: The agents of this worker, by name.
+        queues: The queues that it reads; None for all of its agents.
         on_hung: Called, in the loop, when most of the tools' threads hang.
     """
 
@@ -44,11 +45,13 @@ class Host:
         self,
         settings: Settings,
         definitions: Mapping[str, AgentDefinition],
+        queues: Collection[str] | None = None,
         *,
         on_hung: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._definitions = definitions
+        self._queues = queues
         self._on_hung = on_hung
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="durable-loop", daemon=True)
@@ -103,7 +106,7 @@ class Host:
         await backend.__aenter__()
         self._backend = backend
         announcing = keep_announced(
-            backend.announcements, self._definitions.values(), self._engine.owner, self._settings
+            backend.announcements, self._definitions.values(), self._engine.owner, self._settings, self._queues
         )
         self._announcing = asyncio.get_running_loop().create_task(announcing, name="announce")
 
@@ -113,7 +116,7 @@ class Host:
             await asyncio.gather(self._announcing, return_exceptions=True)
         if self._backend is not None:
             try:
-                await self._backend.announcements.leave(self._engine.owner, self._definitions)
+                await self._backend.announcements.leave(self._engine.owner, self._definitions, self._queues)
             except StoreUnavailable:
                 log.info("this worker's liveness runs out by itself")
             await self._backend.__aexit__()

@@ -39,10 +39,12 @@ class Program:
 
     Attributes:
         app: The Celery app. Its `durable` attribute leads back here.
+        queues: The queues that it reads, once it is started.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.queues: set[str] = set()
         self.app: Celery = producer(settings.celery_broker_url)
         self.app.conf.update(
             worker_pool=f"{AgentPool.__module__}:{AgentPool.__name__}",
@@ -74,16 +76,21 @@ class Program:
     @cached_property
     def host(self) -> Host:
         """Executes this worker's runs."""
-        return Host(self.settings, self.definitions, on_hung=renew)
+        return Host(self.settings, self.definitions, self.queues, on_hung=renew)
 
-    def _configure(self, instance: Any = None, **_: Any) -> None:
-        """Before the worker is set up: import its agents, and consume their queues."""
+    def _configure(self, instance: Any = None, options: dict[str, Any] | None = None, **_: Any) -> None:
+        """Before the worker is set up: import its agents, and consume the queues of them and of their tools; or only
+        those that it was started with."""
         if getattr(instance, "app", None) is not self.app:
             return
         try:
-            names = sorted({definition.queue_of(self.settings.prefix) for definition in self.definitions.values()})
+            every = [definition.queues(self.settings.prefix) for definition in self.definitions.values()]
         except ConfigurationError as error:
             sys.stderr.write(f"durable: {error.message}\n")
             # Celery logs and swallows any other exception of a signal's receiver.
             raise SystemExit(EXIT_CONFIG) from error
-        self.app.conf.task_queues = [Queue(name, routing_key=name) for name in names]
+        self.queues = set().union(*every)
+        self.app.conf.task_queues = [Queue(name, routing_key=name) for name in sorted(self.queues)]
+        given = (options or {}).get("queues") or ()
+        if given:
+            self.queues = {name.strip() for name in (given.split(",") if isinstance(given, str) else given)}

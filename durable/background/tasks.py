@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 
 from durable.announcements import Announcements
 from durable.decisions import Decisions
-from durable.diagnosis import views
+from durable.diagnosis import LIMIT_REACHED, views
 from durable.errors import AmbiguousCall, UnknownCall, UnknownRun
 from durable.positions import Position, batches
 from durable.runs import TASK, RunRecord, RunRequest, Runs
@@ -22,8 +22,6 @@ from durable.views import RunStatus, RunView, TaskStatus, TaskView
 
 TIMED_OUT: Final = "tool_timeout"
 """The error of a task that took too long."""
-LIMIT_REACHED: Final = "limit_reached"
-"""The reason of a task that waits for a place under a limit."""
 UNKNOWN: Final = "There is no background task with this id."
 
 _STATUSES: Final = {TaskStatus.PENDING: RunStatus.QUEUED, TaskStatus.TIMED_OUT: RunStatus.FAILED}

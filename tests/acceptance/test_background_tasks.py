@@ -6,14 +6,16 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
 from typer.testing import CliRunner
 
 from durable.cli import app
+from durable.dev.redis_server import PrivateRedis
 from tests.caller import STREAM, Body, Caller, assert_problem
-from tests.deployment import wait_for
+from tests.deployment import Deployment, wait_for
 
 TASKS = "/v1/background-tasks"
 
@@ -379,3 +381,45 @@ def test_the_command_line_lists_shows_resumes_and_cancels_tasks(caller: Caller) 
     ):
         assert words in told
     assert json.loads(command(caller, "tasks", "show", asks, "--json")) == task(caller, asks)
+
+
+def test_a_task_waits_until_a_worker_reads_its_queue_and_says_so(own_redis: PrivateRedis) -> None:
+    with Deployment(own_redis.url, env={"DURABLE_LEASE_SECONDS": "2", "DURABLE_HEARTBEAT_SECONDS": "0.5"}) as found:
+        found.start_api()
+        light = found.worker_service()
+        found.start(replace(light, argv=(*light.argv, "--queues", f"{found.prefix}.busy")))
+        with Caller(found.url) as caller:
+            wait_for(lambda: caller.get("/readyz").json().get("workers") == 1, what="the worker")
+            [view] = begun(caller, "call lift")
+            task_id = view["taskId"]
+            caller.ended(view["runId"])
+            view = task(caller, task_id)
+            assert (view["status"], view["reason"], view["queue"]) == ("pending", "no_worker", "durable.heavy")
+            told = command(caller, "why", task_id)
+            assert "no live worker serves the agent 'busy' and reads 'durable.heavy'" in told
+
+            found.start(replace(light, name="heavy", argv=(*light.argv, "--queues", "durable.heavy")))
+            assert until(caller, task_id, "completed")["result"] == "lifted"
+            served = {view["name"]: view["workers"] for view in caller.get("/v1/agents").json()["agents"]}
+            assert (served["busy"], served["scripted"]) == (1, 0)
+
+
+def test_a_worker_reads_the_queues_that_its_tools_name(caller: Caller) -> None:
+    [view] = begun(caller, "call lift")
+    assert until(caller, view["taskId"], "completed")["result"] == "lifted"
+
+
+def test_why_a_task_waits_for_a_place_is_said(caller: Caller) -> None:
+    views = begun(caller, 'calls alone {"ms": 60000}; alone {"ms": 60000}', 2)
+
+    def held() -> list[str]:
+        return [
+            view["taskId"] for view in tasks(caller, run=views[0]["runId"]) if view.get("reason") == "limit_reached"
+        ]
+
+    wait_for(lambda: len(held()) == 1, what="one to wait")
+    assert caller.get(f"/v1/runs/{held()[0]}/diagnosis").json()["reason"] == "limit_reached"
+    for view in views:
+        caller.post(f"{TASKS}/{view['taskId']}/cancel")
+    for view in views:
+        until(caller, view["taskId"], "cancelled")
