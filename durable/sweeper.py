@@ -68,8 +68,9 @@ class Sweeper:
         """End; another process goes on."""
         if self._task is None:
             return
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        while not self._task.done():  # a client of Redis may swallow a cancellation, and the sweep goes on
+            self._task.cancel()
+            await asyncio.wait({self._task}, timeout=0.2)
         await self._leave()
 
     async def _leave(self) -> None:

@@ -245,3 +245,28 @@ async def test_where_nobody_sweeps_others_end_what_was_told_to_end_and_nothing_e
 async def test_where_somebody_sweeps_others_leave_it_at_that(bench: Workbench) -> None:
     assert await Sweeper(bench.store, bench.settings, Woken(), "me")._is_due()
     assert not await StandIn(bench.store, bench.settings)._is_due()
+
+
+async def test_a_sweeper_ends_though_a_cancellation_of_it_is_swallowed(bench: Workbench) -> None:
+    """As clients of Redis do that are cancelled just when an answer is there."""
+    swallowed, looking = list[int](), asyncio.Event()
+
+    class Deaf(Sweeper):
+        async def _is_due(self) -> bool:
+            looking.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                if swallowed:
+                    raise
+                swallowed.append(1)
+            return False
+
+    sweeper = Deaf(bench.store, bench.settings, Woken(), "me")
+    sweeper.start()
+    async with asyncio.timeout(10):
+        await looking.wait()
+        await sweeper.stop()
+    assert swallowed == [1]
+    assert sweeper._task is not None
+    assert sweeper._task.done()
