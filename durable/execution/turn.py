@@ -293,16 +293,12 @@ class Turn:
     async def _go_on(self, judgement: Judgement, ctx: RunContext[Any], output: Any) -> ModelRequest | None:
         """The model is done. What it is told if the run is not; None when it is."""
         if not (isinstance(output, DeferredToolRequests) or self.waits.unresolved):
-            await self._close_calls()
+            if self.waits.waited:
+                await self.leftovers.close()
             news = await self.delegation.go_on(ctx.usage)
             if news is not None:
                 return news
         return await judgement.go_on(ctx, self.record.step, output)
-
-    async def _close_calls(self) -> None:
-        """The calls of the step are made: what was asked about others has become void."""
-        if self.waits.waited:
-            await self.leftovers.close()  # also, others have written to the log: the next seq is known only now
 
     def turn_ended(self) -> list[Chunk]:
         """The chunks that end a turn after which the run waits for its tasks."""
@@ -364,7 +360,8 @@ class Turn:
             raise
         if self.waits.unresolved:
             raise RunSuspended(self.waits.reason)
-        await self._close_calls()
+        if self.waits.waited:
+            await self._writer.flush()  # others have written to the log: the next seq is known only now
         self._budget.end_step()
         if self._request.tool_call is not None:
             return following
