@@ -46,7 +46,7 @@ from durable.definition import AgentDefinition, RunInfo
 from durable.errors import ToolResultInvalid
 from durable.execution.aside import Asides
 from durable.execution.budget import Budget, BudgetSpent
-from durable.execution.capabilities import Durability, Healing, Resumption, Telling
+from durable.execution.capabilities import Durability, Healing, Telling
 from durable.execution.delegation import Delegation
 from durable.execution.handlers import Deferral
 from durable.execution.judgement import Judgement, Judging, Tripped
@@ -55,6 +55,7 @@ from durable.execution.patience import ToolTimedOut
 from durable.execution.policies import ApprovalPolicies
 from durable.execution.record import CallRecord
 from durable.execution.recording import RecordingToolset
+from durable.execution.restoration import Restoration
 from durable.execution.start import StartPoint
 from durable.execution.tail import Tail
 from durable.execution.waits import Waits
@@ -167,7 +168,7 @@ class Turn:
         self._tail = start.tail
         self._ledger = start.ledger
         self._void = start.tail.torn
-        self._tool_retries: dict[str, int] = {}
+        self._restoration = Restoration(start, self._asides)
         denied = self.translator.recorded
         self.waits = Waits(
             writer, definition.name, start.ledger, start.decisions, answers, denied, self.record.outcomes
@@ -178,13 +179,11 @@ class Turn:
         self.messages: list[ModelMessage] = list(progress.messages if progress else start.conversation.history)
         stored = [] if request.tool_call is not None else self.messages
         self.stored = Stored(stored, progress.tools if progress else None, progress.told if progress else ())
-        self._completed: ModelResponse | None = None
         if progress is not None:
             self._resume(progress)
 
     def _resume(self, progress: Progress) -> None:
         self.record.step = progress.steps
-        self._tool_retries = dict(progress.tool_retries)
         self.translator.resume(
             progress.messages[len(self._start.conversation.history) :], message_id=progress.message_id
         )
@@ -192,9 +191,6 @@ class Turn:
             self.translator.called(call)
         for call in self._tail.settled:
             self.translator.recorded(call)
-        last = progress.messages[-1]
-        if isinstance(last, ModelResponse) and not last.tool_calls:
-            self._completed = last  # Pydantic AI would ask the model again; it is given this response instead
 
     async def run(self, info: RunInfo, deps: Any) -> TurnEnd:
         """Go through the loop to its end, with guardrails before it and after it.
@@ -236,7 +232,7 @@ class Turn:
 
     async def _loop(self, deps: Any, judgement: Judgement) -> TurnEnd:
         async with self._iter(deps, judgement) as run:
-            self._restore(run)
+            self._restoration.restore(run)
             node = run.next_node
             # A hook around the run may have answered in the agent's place.
             while run.result is None and not isinstance(node, End):
@@ -253,7 +249,7 @@ class Turn:
                         return TurnEnd(self._came_to(call.tool_call_id, node))
                 else:
                     node = await run.next(node)
-                    self._restore_messages(run, node)
+                    self._restoration.restore_messages(run, node)
                 self.usage, self.messages = run.usage, run.all_messages()
         # Only now: hooks after the run may change its result, and those on errors may make one.
         result = run.result
@@ -278,7 +274,7 @@ class Turn:
         Raises:
             BudgetSpent: The run has to wait until a budget is raised.
         """
-        if self._completed is not None:
+        if self._restoration.completed is not None:
             return None
         if self.record.step == self._limit:
             return TurnEnd(MISSING, limited=True)
@@ -310,11 +306,8 @@ class Turn:
         return self._request.max_steps or self._definition.max_steps
 
     async def _ask_model(self, run: AgentRun[Any, Any], node: Any) -> Any:
-        if self._completed is not None and self._start.progress is not None:
-            following = await run.next(node)
-            self._completed = None
-            run.all_messages()[:-1] = self._start.progress.messages[:-1]
-            return following
+        if self._restoration.completed is not None:
+            return await self._restoration.give_completed(run, node)
         self._budget.begin_step()
         self.record.step += 1
         self._message_id, before = str(uuid4()), copy(run.usage)
@@ -331,7 +324,7 @@ class Turn:
                 usage=run.usage,
                 steps=self.record.step,
                 message_id=self._message_id,
-                tool_retries=self._tool_retries,
+                tool_retries=self._restoration.tool_retries,
                 output_retries=getattr(run.ctx.state, "output_retries_used", 0),
                 tools=_given_tools(run),
                 enqueued=self._asides.enqueued(run),
@@ -389,7 +382,7 @@ class Turn:
 
     async def _tell(self, events: AsyncIterable[Any]) -> AsyncIterator[Any]:
         """Write what a node says, and give it on."""
-        heard = self._completed is not None  # the log has it all
+        heard = self._restoration.completed is not None  # the log has it all
         async for event in events:
             if not heard:
                 await self._tell_one(event)
@@ -414,14 +407,8 @@ class Turn:
             self._hear(chunk)
 
     def _iter(self, deps: Any, judgement: Judgement) -> AbstractAsyncContextManager[AgentRun[Any, Any]]:
-        progress, conversation = self._start.progress, self._start.conversation
-        prompt, history, usage = conversation.prompt, conversation.history, RunUsage()
-        if progress is not None and self._completed is not None:
-            prompt, history, usage = None, progress.messages[:-1], copy(progress.before)
-        elif progress is not None:
-            prompt, history, usage = None, progress.messages, copy(progress.usage)
+        prompt, history, usage = self._restoration.begin()
         settings: Any = self._request.model_settings
-        resumption = [Resumption(self._completed)] if self._completed is not None else []
         if self._request.retries:
             # The run itself asks again: its provider's client must not.
             settings = {"max_retries": 0, **(settings or {})}
@@ -432,7 +419,7 @@ class Turn:
             deps=deps,
             model_settings=settings,
             usage=usage,
-            usage_limits=conversation.usage_limits,
+            usage_limits=self._start.conversation.usage_limits,
             # Pydantic AI refuses a run id that the history has.
             run_id=f"{run_id}.{self._writer.lease.token}",
             conversation_id=self._request.thread_id or run_id,
@@ -441,7 +428,7 @@ class Turn:
                 Healing(self.record, self._asides),
                 Telling(self._tell),
                 Deferral(self.waits.resolve),
-                *resumption,
+                *self._restoration.resumption(),
                 Judging(partial(self._go_on, judgement)),  # also for what somebody may want of it by then
             ],
         )
@@ -494,41 +481,7 @@ class Turn:
         self._hear(chunk)
 
     def _entered(self, ctx: RunContext[Any]) -> None:
-        """A step's tools are looked up: its retry counters are those of the checkpoint, if the step is."""
-        if not self.record.advanced and self._start.progress is not None and not ctx.retries:
-            ctx.retries.update(self._tool_retries)
-        self._tool_retries = dict(ctx.retries)
-
-    def _restore(self, run: AgentRun[Any, Any]) -> None:
-        """What Pydantic AI counts and knows of a run beside its messages goes on where it was."""
-        progress, state = self._start.progress, run.ctx.state
-        if progress is None:
-            return
-        if hasattr(state, "output_retries_used"):
-            state.output_retries_used = progress.output_retries
-        state.run_step = progress.steps - 1  # the step that is gone on with has yet to be entered
-        if progress.tools is not None and hasattr(run.ctx.deps, "established_tool_names"):
-            run.ctx.deps.established_tool_names = set(progress.tools)
-        run.ctx.deps.prompt = self._start.conversation.prompt
-        self._asides.enqueue(run, progress.enqueued)
-
-    def _restore_messages(self, run: AgentRun[Any, Any], node: Any) -> None:
-        """The conversation of the checkpoint, as it was.
-
-        Pydantic AI takes it for one that a user gives: it drops a tool's return whose call a history processor has cut
-        off, joins messages, and makes the dynamic prompts anew.
-        """
-        progress = self._start.progress
-        if progress is None:
-            return
-        if Agent.is_call_tools_node(node):
-            run.ctx.state.run_step = self.record.step  # no request counts it
-            run.all_messages()[:] = [*progress.messages[:-1], node.model_response]
-        elif self._completed is not None and Agent.is_model_request_node(node):
-            *earlier, request, _ = progress.messages
-            if isinstance(request, ModelRequest):
-                run.all_messages()[:] = earlier
-                node.request = copy(request)  # is stamped anew
+        self._restoration.entered(ctx, advanced=self.record.advanced)
 
 
 def _given_tools(run: AgentRun[Any, Any]) -> frozenset[str] | None:
