@@ -13,24 +13,18 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from enum import StrEnum
 from functools import partial
-from typing import Any, Final
+from typing import Final
 from uuid import uuid4
 
-import orjson
 from pydantic_ai.exceptions import RunCancelled
-from pydantic_core import to_json
 
-from durable import ledger
 from durable.chunks import (
     AbortPayload,
     BackgroundTaskProgress,
     BudgetReached,
     BudgetReachedPayload,
     Chunk,
-    Error,
     ErrorInfo,
-    ErrorPayload,
-    FinishReason,
     Start,
     StartPayload,
     TaskProgressPayload,
@@ -43,6 +37,7 @@ from durable.errors import LeaseLost
 from durable.execution.budget import Budget, BudgetSpent
 from durable.execution.delegation import Delegation, Submit
 from durable.execution.dependencies import dependencies
+from durable.execution.endings import Endings
 from durable.execution.failures import describe, places
 from durable.execution.leftovers import Leftovers
 from durable.execution.lookout import Lookout
@@ -51,16 +46,13 @@ from durable.execution.record import CallRecord
 from durable.execution.recording import Again
 from durable.execution.retrying import Postponement, postponement
 from durable.execution.start import StartPoint
-from durable.execution.turn import MISSING, Turn, TurnEnd, last_text
+from durable.execution.turn import MISSING, Turn, TurnEnd
 from durable.execution.waits import BACKGROUND, Waits
-from durable.outputs import output_fields
 from durable.probes import Point, Probe, silent
-from durable.runs import BUDGET_REACHED, RunRecord, RunRequest, cancelled_chunks
+from durable.runs import BUDGET_REACHED, RunRecord, RunRequest
 from durable.scripts import Arg
 from durable.settings import Settings
 from durable.suspension import RunSuspended
-from durable.threads import exchange
-from durable.translate import to_json_value
 from durable.translate.steps import usage_of
 from durable.writer import Ending, RunWriter
 
@@ -161,7 +153,6 @@ class Attempt:
     ) -> None:
         self.run_id = record.run_id
         self.thread_id = record.thread_id
-        self._given = start.conversation
         self._asked = asked
         self._suspend_run = suspend
         self._hopeless = hopeless
@@ -199,6 +190,9 @@ class Attempt:
             (lambda _: None) if mirror is None else mirror.hear,
             threads,
             probe,
+        )
+        self._endings = Endings(
+            definition, record, start.conversation, self._turn, None if mirror is None else mirror.report
         )
         self.lookout = Lookout(self._look)
         self._task: asyncio.Task[Outcome] | None = None
@@ -281,7 +275,7 @@ class Attempt:
         self._close()
         match raised:
             case asyncio.CancelledError():
-                return await (self._settle(self._failed(describe(raised))) if self._stray() else self._stop())
+                return await (self._settle(self._endings.failed(describe(raised))) if self._stray() else self._stop())
             case LeaseLost():
                 return Outcome.LOST
             case HandOver():
@@ -293,7 +287,7 @@ class Attempt:
             case BudgetSpent():
                 return await self._spent(raised.reached)
             case RunCancelled():
-                return await self._settle(await self._cancelled())
+                return await self._settle(self._endings.cancelled(await self._asked()))
             case _:
                 return await self._fail(raised)
 
@@ -306,7 +300,7 @@ class Attempt:
         self.postponed = postponement(reason, retries=self._retries, used=used)
         if self.postponed is not None:
             return await self._hand_over(Outcome.POSTPONED)
-        return await self._settle(self._failed(describe(reason)))
+        return await self._settle(self._endings.failed(describe(reason)))
 
     async def _try_again(self, raised: Again) -> Outcome:
         """Put off a background task whose tool has raised."""
@@ -331,13 +325,13 @@ class Attempt:
 
     async def _execute(self) -> Outcome:
         if self._record.cancel_requested:
-            return await self._settle(await self._cancelled())
+            return await self._settle(self._endings.cancelled(await self._asked()))
         if self._writer.lease.last_seq == 0:
             self._writer.write(Start(payload=StartPayload(id=self._definition.name, message_id=str(uuid4()))))
         if self._mirror is not None:
             await self._announce(self._mirror)
         if self._hopeless is not None:
-            return await self._settle(self._failed(self._hopeless))
+            return await self._settle(self._endings.failed(self._hopeless))
         if (reached := self._budget.reached(tokens=0)) is not None:
             raise BudgetSpent(reached)  # its time: nothing may be begun
         metadata, token = self._record.json("metadata") or {}, self._writer.lease.token
@@ -345,7 +339,7 @@ class Attempt:
         async with dependencies(self._definition, info) as deps:
             end = await self._turn.run(info, deps)
         self._close()
-        return await self._settle(self._completed(end))
+        return await self._settle(self._endings.completed(end))
 
     async def _announce(self, mirror: Mirror) -> None:
         """Tell the run that has started this one that it is executed."""
@@ -397,7 +391,7 @@ class Attempt:
         if self._budget.ends:
             # In the middle of a step: nobody has judged what the model said last.
             guarded = bool(self._definition.output_guardrails)
-            return await self._settle(self._completed(TurnEnd(MISSING, budget=reached), withheld=guarded))
+            return await self._settle(self._endings.completed(TurnEnd(MISSING, budget=reached), withheld=guarded))
         fields: dict[str, Arg] = {"reason": BUDGET_REACHED, "budget": reached.model_dump_json(by_alias=True)}
         return await self._suspend(fields, BudgetReached(payload=reached), asking=False)
 
@@ -411,113 +405,33 @@ class Attempt:
             fields = {**fields, **told, "wasSuspended": "1"}
         self._probe(Point.SUSPEND_BEFORE)
         verdict = await self._suspend_run(
-            self._turn.waits.judged, {**fields, "usage": usage, **self._said(whole=True)}, chunks, asking=asking
+            self._turn.waits.judged, {**fields, "usage": usage, **self._endings.said(whole=True)}, chunks, asking=asking
         )
         self._probe(Point.SUSPEND_AFTER)
         match verdict:
             case "suspended":
                 return Outcome.SUSPENDED
             case "cancel":
-                return await self._settle(await self._cancelled())
+                return await self._settle(self._endings.cancelled(await self._asked()))
             case "decided":
                 return Outcome.HANDED_BACK
             case "unasked":
-                return await self._settle(self._failed(UNASKED))
+                return await self._settle(self._endings.failed(UNASKED))
             case _:
                 return Outcome.LOST
 
     async def _stop(self) -> Outcome:
         match self._stopped_by:
             case Stop.CANCEL:
-                return await self._settle(await self._cancelled())
+                return await self._settle(self._endings.cancelled(await self._asked()))
             case Stop.OUT_OF_TIME:
                 return await self._spent(self._budget.out_of_time())
             case Stop.STEP_TIMEOUT:
-                return await self._settle(self._failed(STEP_TIMEOUT))
+                return await self._settle(self._endings.failed(STEP_TIMEOUT))
             case Stop.LOST:
                 return Outcome.LOST
             case _:
                 return await self._hand_over()
-
-    def _made(self, outcome: ledger.Outcome) -> tuple[Ending, list[Chunk]]:
-        """The end of a background task: its call has come to something."""
-        told = outcome.retry or outcome.failed or outcome.denied
-        if outcome.raised is not None or told is not None:
-            code = self._turn.record.codes.get(self._call.tool_call_id) if self._call is not None else None
-            default = "tool_denied" if outcome.denied is not None else "tool_failed"
-            message = told if told is not None else outcome.raised.message if outcome.raised is not None else ""
-            return self._failed(ErrorInfo(code=code or default, message=message), outcome)
-        value = to_json_value(getattr(outcome.value, "return_value", outcome.value))
-        finish = self._turn.translator.finish(reason="stop", usage=self._turn.usage, text="", output=value)
-        fields = {"output": to_json(value), **self._report(outcome)}
-        return self._ending(Outcome.COMPLETED, fields), [finish.model_copy(update={"final": True})]
-
-    def _report(self, outcome: ledger.Outcome | None, error: ErrorInfo | None = None) -> dict[str, bytes]:
-        """What the run that has started this one is told of its end, as fields of the record."""
-        if self._mirror is None:
-            return {}
-        report, usage = self._mirror.report, usage_of(self._turn.usage)
-        if error is not None:
-            return report.failed(error, outcome, usage)
-        return report.cancelled(usage) if outcome is None else report.completed(outcome, usage)
-
-    def _completed(self, end: TurnEnd, *, withheld: bool = False) -> tuple[Ending, list[Chunk]]:
-        if isinstance(end.output, ledger.Outcome):
-            return self._made(end.output)
-        text, extra = "" if withheld else last_text(self._turn.messages), {}
-        fields: dict[str, bytes | str] = {} if end.reason is None else {"reason": end.reason}
-        if end.tripped is not None:
-            fields = {"reason": "tripwire", "tripwire": orjson.dumps(end.tripped.told)}
-            fields.update(self._report(ledger.Outcome(failed="A guardrail has stopped it.")))
-            return self._ending(Outcome.COMPLETED, fields), [self._last("tripwire")]
-        budget = None if end.budget is None else end.budget.budget
-        if end.limited or budget is not None:
-            fields["reason"] = "max_steps" if budget is None else BUDGET_REACHED
-            fields["output"] = orjson.dumps(to_json_value(text))
-        else:
-            if isinstance(end.output, str):
-                text = end.output
-            else:
-                extra["output"] = end.output
-            fields.update(output_fields(self._definition.agent, end.output))
-        finish = self._turn.translator.finish(
-            usage=self._turn.usage, text=text, max_steps_reached=end.limited, budget_reached=budget, **extra
-        )
-        fields.update(self._report(ledger.Outcome(value=to_json_value(extra.get("output", text)))))
-        return self._ending(Outcome.COMPLETED, fields), [finish.model_copy(update={"final": True})]
-
-    def _failed(self, error: ErrorInfo, outcome: ledger.Outcome | None = None) -> tuple[Ending, list[Chunk]]:
-        chunks: list[Chunk] = [Error(payload=ErrorPayload(error=error)), self._last("error")]
-        fields = {"error": error.model_dump_json(exclude_none=True), **self._report(outcome, error)}
-        return self._ending(Outcome.FAILED, fields), chunks
-
-    async def _cancelled(self) -> tuple[Ending, list[Chunk]]:
-        abort, _ = cancelled_chunks(await self._asked())
-        return self._ending(Outcome.CANCELLED, self._report(None)), [abort, self._last("abort")]
-
-    def _last(self, reason: FinishReason) -> Chunk:
-        finish = self._turn.translator.finish(reason=reason, usage=self._turn.usage, text="")
-        return finish.model_copy(update={"final": True})
-
-    def _ending(self, outcome: Outcome, fields: dict[str, Any]) -> Ending:
-        usage = usage_of(self._turn.usage).model_dump_json(by_alias=True, exclude_none=True)
-        try:
-            messages = self._turn.stored.encode_end(self._turn.messages)
-        except Exception as error:  # noqa: BLE001 - the run ends all the same, with the conversation of its checkpoints
-            log.warning("run %s: its last messages can't be stored: %s", self.run_id, type(error).__name__)
-            messages = b""
-        fields = {"usage": usage, **fields, **self._said(whole=outcome is not Outcome.FAILED)}
-        return Ending(outcome, messages, fields, closed=outcome is Outcome.COMPLETED)
-
-    def _said(self, *, whole: bool) -> dict[str, bytes]:
-        """What the run adds to its thread, as a field of its record."""
-        if self.thread_id is None:
-            return {}
-        try:
-            return {"said": exchange(self.run_id, self._given, self._turn.messages, whole=whole)}
-        except Exception as error:  # noqa: BLE001 - as with the last checkpoint
-            log.warning("run %s: its thread can't have its messages: %s", self.run_id, type(error).__name__)
-            return {}
 
     async def _settle(self, end: tuple[Ending, list[Chunk]]) -> Outcome:
         """Write the end of the run. A cancel that came before wins over completing and failing. A run that completes
@@ -532,7 +446,7 @@ class Attempt:
                 verdict = await self._writer.finish(replace(ending, closed=False), *chunks)
             if verdict != "cancel":
                 return Outcome(ending.status)
-            cancelled, chunks = await self._cancelled()
+            cancelled, chunks = self._endings.cancelled(await self._asked())
             await self._writer.finish(cancelled, *chunks)
         except LeaseLost:
             return Outcome.LOST

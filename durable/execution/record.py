@@ -39,8 +39,8 @@ class CallRecord:
     Attributes:
         step: The step that is under way, from 1; 0 before the first.
         advanced: Whether this attempt has got the run on, by an outcome or otherwise.
-        came_to: What each call of this step has come to, as the tool ended it.
-        codes: The codes of the failures that were recorded.
+        came_to: What the last call has come to, as the tool ended it. A background task makes but one.
+        code: The code of the failure that was recorded last.
         outcomes: What calls of this step have come to in this attempt, or had before: the round, and its entry.
     """
 
@@ -54,8 +54,8 @@ class CallRecord:
     ) -> None:
         self.step = 0
         self.advanced = False
-        self.came_to: dict[str, ledger.Outcome] = {}
-        self.codes: dict[str, str] = {}
+        self.came_to: ledger.Outcome | None = None
+        self.code: str | None = None
         self.outcomes: dict[str, tuple[int, bytes]] = {}
         self._writer = writer
         self._translator = translator
@@ -144,7 +144,7 @@ class CallRecord:
 
     def failed(self, tool_call_id: str, round_: int, failure: ToolFailure, entry: bytes) -> None:
         """Record that a tool raised, or that nobody knows what it did."""
-        self.codes[tool_call_id] = failure.code
+        self.code = failure.code
         name = type(failure.__cause__).__name__ if failure.__cause__ else None
         error = ErrorInfo(code=failure.code, message=failure.message)
         payload = ToolErrorPayload(

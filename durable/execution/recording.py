@@ -277,7 +277,7 @@ class RecordingToolset(WrapperToolset[Any]):
         return await self.waits.announce(call.id, call.name, call.round, outcome, call.tool.tool_def)
 
     def _return(self, call: _Call, outcome: ledger.Outcome) -> Any:
-        self.record.came_to[call.id] = outcome
+        self.record.came_to = outcome
         if outcome.raised is not None and outcome.raised.name == ValidationError.__name__:
             raise ModelRetry(outcome.raised.message)  # Pydantic AI has told the model what did not fit; that is lost
         if outcome.raised is not None:
@@ -353,7 +353,7 @@ class RecordingToolset(WrapperToolset[Any]):
         log.warning("tool %s raised %s at %s", name, kind, places(error))
         told = isinstance(error, ToolTimedOut)
         if told or options_of(call.tool.tool_def).get("on_tool_error", self.on_tool_error) == "continue":
-            outcome = self.record.came_to[call.id] = ledger.Outcome(failed=failure.message, aside=aside)
+            outcome = self.record.came_to = ledger.Outcome(failed=failure.message, aside=aside)
             self.record.failed(call.id, call.round, failure, ledger.encode(outcome))
             raise ToolFailed(failure.message) from error
         passed_on = isinstance(error, Exception) and not isinstance(error, ToolResultInvalid)

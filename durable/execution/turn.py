@@ -244,9 +244,9 @@ class Turn:
                     node = await self._ask_model(run, node)
                 elif Agent.is_call_tools_node(node):
                     node = await self._call_tools(run, node)
-                    if (call := self._request.tool_call) is not None:
+                    if self._request.tool_call is not None:
                         self.messages = run.all_messages()
-                        return TurnEnd(self._came_to(call.tool_call_id, node))
+                        return TurnEnd(self._came_to(node))
                 else:
                     node = await run.next(node)
                     self._restoration.restore_messages(run, node)
@@ -258,11 +258,10 @@ class Turn:
         self.usage, self.messages = run.usage, result.all_messages()
         return TurnEnd(result.output)
 
-    def _came_to(self, call_id: str, node: Any) -> ledger.Outcome:
+    def _came_to(self, node: Any) -> ledger.Outcome:
         """What the call of a background task came to; what the model would be told of one that was not even made."""
-        known = self.record.came_to.get(call_id)
-        if known is not None:
-            return known
+        if self.record.came_to is not None:
+            return self.record.came_to
         parts = node.request.parts if Agent.is_model_request_node(node) else []
         told = [part.model_response() for part in parts if isinstance(part, RetryPromptPart)]
         told += [part.model_response_str() for part in parts if isinstance(part, ToolReturnPart)]
