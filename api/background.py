@@ -104,7 +104,7 @@ async def resume_task(task_id: str, body: ResumeBody, backend: TheBackend) -> Re
     """Gives the call of a suspended task the data that it waits for. It can be approved or declined, too: by the links
     of the call that waits."""
     if (idle := seconds_of(body.until_idle)) is not None:
-        await backend.runs.wait_for_tasks((await backend.tasks.get(task_id)).run_id, idle)
+        await backend.wait_for_tasks(task_id, idle)
     answer = Answer(kind="resume", data=body.data, actor=body.actor)
     await backend.resume_task(task_id, answer, question=body.question_id)
     return await _look(backend, task_id)

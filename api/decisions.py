@@ -116,6 +116,6 @@ async def _answer(
         raise InvalidRequest("The body names another question than the link.", field="questionId")
     idle = seconds_of(body.until_idle)
     if idle is not None:
-        await backend.runs.wait_for_tasks(run_id, idle)
+        await backend.wait_for_tasks(run_id, idle)
     await backend.decide(run_id, call, answer, question=linked if question is None else question)
     return as_json(await look(backend, run_id))

@@ -186,7 +186,7 @@ async def get_chunks(
     cursor = read_cursor(place)
     record = await backend.observer.check(run_id, cursor)
     if idle is not None:
-        await backend.runs.wait_for_tasks(run_id, idle)
+        await backend.wait_for_tasks(run_id, idle)
     if streams:
         if record.status.ended and cursor == record.last_seq:
             return Response(status_code=204)
@@ -203,7 +203,7 @@ async def _tree(backend: Backend, run_id: str, cursor: str, idle: float | None, 
         raise InvalidRequest("A run with its children is told as Server-Sent Events only.")
     record, place = await backend.trees.check(run_id, cursor)
     if idle is not None:
-        await backend.runs.wait_for_tasks(run_id, idle)
+        await backend.wait_for_tasks(run_id, idle)
     if record.status.ended and place.seq == record.last_seq:
         return Response(status_code=204)
     return tree_stream(backend.trees, run_id, cursor)

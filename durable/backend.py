@@ -14,7 +14,7 @@ from durable.decisions import Answer, Decisions, with_calls
 from durable.definition import AgentDefinition
 from durable.diagnosis import views
 from durable.dispatch import CeleryDispatcher, Dispatcher, InProcessDispatcher
-from durable.errors import AlreadyDecided, ThreadBusy, UnknownCall
+from durable.errors import AlreadyDecided, RunExpired, ThreadBusy, UnknownCall, UnknownRun
 from durable.execution import Engine
 from durable.observer import Hub, Observer
 from durable.runs import TASK, NewRun, RunRecord, Runs
@@ -193,6 +193,22 @@ class Backend:
             await self.dispatch(record)
         return requested
 
+    async def wait_for_tasks(self, run_id: str, seconds: float) -> None:
+        """Let a run go on when its background tasks end after its turn, for so long in a row. Of a task or a sub-agent
+        it is the run that somebody has asked for: those below it end with their turn.
+
+        Raises:
+            UnknownRun, RunExpired: There is no such run.
+            StoreUnavailable: Redis does not answer.
+        """
+        record = await self.runs.get(run_id)
+        try:
+            while record.parent_run_id is not None:
+                record = await self.runs.get(record.parent_run_id)
+        except (UnknownRun, RunExpired):
+            return  # it has ended long ago
+        await self.runs.wait_for_tasks(record.run_id, seconds)
+
     async def raise_budget(self, run_id: str, wanted: Raise) -> None:
         """Let a run that reached a budget go on, and wake it.
 
@@ -213,7 +229,7 @@ class Backend:
         shown = await views(self.announcements, records)
         asked = [record.run_id for record in records if record.asked]
         calls = dict(zip(asked, await self.decisions.calls_and_answers(asked), strict=True))
-        going_on = [view.run_id for view in shown if not view.ended]
+        going_on = [record.run_id for record in records if record.begat and not record.status.ended]
         below = dict(zip(going_on, await self._descent.waiting(going_on), strict=True))
         return [with_calls(view, *calls.get(view.run_id, ([], [])), below=below.get(view.run_id, [])) for view in shown]
 

@@ -321,11 +321,16 @@ class Hub:
         self._stir_all()
 
     def _deliver(self, channel: str, data: bytes) -> None:
-        ears = self._followers.get(channel)
-        if ears:
-            message = self._reads[channel](data)
+        ears = self._followers.get(channel, ())
+        try:
+            message = self._reads[channel](data) if ears else None
+        except Exception as error:  # noqa: BLE001 - another version's: whoever hears it looks, and all others hear on
+            log.warning("a message can't be read: %s", type(error).__name__)
             for ear in ears:
-                ear.hear(message)
+                ear.stir()
+            return
+        for ear in ears:
+            ear.hear(message)
 
     def _stir_all(self) -> None:
         for ears in self._followers.values():

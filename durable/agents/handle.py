@@ -86,7 +86,7 @@ class RunHandle:
         """
         seconds = read_until_idle(until_idle)
         if seconds is not None:
-            await self._backend.runs.wait_for_tasks(self.run_id, seconds)
+            await self._backend.wait_for_tasks(self.run_id, seconds)
 
     def observe(self, offset: int | str = 0, *, tree: bool = False) -> AsyncGenerator[Chunk]:
         """The run's chunks, from the start or after the first `offset`, as they are written; ends with the run.

@@ -68,13 +68,8 @@ def run(
     foreground: Annotated[
         bool, typer.Option("--foreground", help="Make all tool calls in the run, none in the background.")
     ] = False,
-    until_idle: Annotated[
-        bool,
-        typer.Option("--until-idle", help="Go on when background tasks end; wait for them for 5 minutes."),
-    ] = False,
-    max_idle: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="The same, for so many seconds in a row.")
-    ] = None,
+    until_idle: UntilIdle = False,
+    max_idle: MaxIdle = None,
     metadata: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Kept with the run. May be repeated.")
     ] = None,

@@ -306,10 +306,16 @@ class Client:
         return await self._server.ask("POST", path, TaskView, body=_given({"reason": reason}), backoff=self._retry)
 
     async def resume_task(
-        self, task_id: str, data: Json = None, *, actor: str | None = None, question: str | None = None
+        self,
+        task_id: str,
+        data: Json = None,
+        *,
+        actor: str | None = None,
+        question: str | None = None,
+        until_idle: bool | float | None = None,
     ) -> TaskView:
         """Give the one call of a background task that waits its data. Otherwise as `resume`."""
-        body = {"data": data, **_given({"actor": actor, "questionId": question})}
+        body = {"data": data, **_beside(actor, question, until_idle)}
         return await self._server.ask("POST", f"{task_path(task_id)}/resume", TaskView, body=body, backoff=self._retry)
 
     async def agents(self) -> list[AgentView]:
@@ -546,9 +552,12 @@ def _beside(actor: str | None, question: str | None, until_idle: bool | float | 
 
 def _idle_params(until_idle: bool | float | None) -> dict[str, str]:  # noqa: FBT001 - it is the value itself
     """The same, as a query."""
-    if until_idle is None or isinstance(until_idle, bool):
-        return {"untilIdle": "true"} if until_idle else {}
-    return {"maxIdleMs": str(int(until_idle * 1000))}
+    match _idle(until_idle):
+        case True:
+            return {"untilIdle": "true"}
+        case {"maxIdleMs": int(ms)}:
+            return {"maxIdleMs": str(ms)}
+    return {}
 
 
 def _given(fields: Mapping[str, Json]) -> dict[str, Json]:

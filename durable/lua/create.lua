@@ -21,6 +21,7 @@ local function adopt(run, run_id, old, old_id, known)
     elseif record[4] == old_id then
       redis.call('HSET', child, 'parentRunId', run_id)
       redis.call('HSET', run .. ':children', children[i], 'live')
+      redis.call('HSET', run, 'begat', '1')
       redis.call('RPUSH', run .. ':children:order', children[i])
     end
   end
@@ -137,6 +138,7 @@ end
 if fields.parentRunId then
   local children = run_of(run, run_id, fields.parentRunId) .. ':children'
   redis.call('HSET', children, run_id, 'live')
+  redis.call('HSET', run_of(run, run_id, fields.parentRunId), 'begat', '1')
   redis.call('RPUSH', children .. ':order', run_id)
 end
 for _, set in ipairs(places) do

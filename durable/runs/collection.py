@@ -44,7 +44,7 @@ PARENT_CANCELLED = "The run that started it was cancelled."
 _BRIEF = (
     "agent", "status", "reason", "token", "lastSeq", "createdAt", "startedAt", "finishedAt", "usage", "error",
     "tripwire", "metadata", "retryOf", "parentRunId", "threadId", "kind", "queue", "retention", "cancelRequested",
-    "notBefore", "asked", "maxTokens", "maxSeconds", "msUsed", "budget", "behind",
+    "notBefore", "asked", "maxTokens", "maxSeconds", "msUsed", "budget", "behind", "begat",
     "toolName", "parentCall", "disposition", "limits", "retriesUsed",
 )  # fmt: skip
 

@@ -224,6 +224,11 @@ class RunRecord:
         return int(self.fields["maxIdle"]) / 1000 if "maxIdle" in self.fields else None
 
     @property
+    def begat(self) -> bool:
+        """Whether it has started others: tasks, or runs of sub-agents."""
+        return "begat" in self.fields
+
+    @property
     def idled_out(self) -> bool:
         """Whether it has waited for its tasks for as long as it may."""
         return "idledOut" in self.fields

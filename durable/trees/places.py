@@ -18,6 +18,8 @@ from durable.errors import InvalidRequest
 
 LONGEST: Final = 16_384
 """Characters of a cursor that is accepted."""
+MOST_CHILDREN: Final = 100_000
+"""Children that a cursor tells of, in all of a tree: each costs a bit of memory, however short the cursor is."""
 DEEPEST: Final = 16
 """Generations below the root that are read."""
 _SEQ: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
@@ -68,34 +70,48 @@ def read_place(cursor: str) -> Place:
     """
     if len(cursor) > LONGEST:
         raise _invalid()
-    place, end = _read(cursor, 0, 0)
+    place, end = _Reading(cursor).read(0, 0)
     if end != len(cursor):
         raise _invalid()
     return place
 
 
-def _read(cursor: str, at: int, depth: int) -> tuple[Place, int]:
-    seq = _SEQ.match(cursor, at)
-    if seq is None or depth > DEEPEST:
-        raise _invalid()
-    place, at = Place(int(seq[0])), seq.end()
-    if done := _DONE.match(cursor, at):
-        first, at = int(done[1]), done.end()
-        place.done = (1 << first) - 1 | (_of_text(done[2]) << first if done[2] else 0)
-    if cursor[at : at + 1] != "(":
-        return place, at
-    while True:
-        child = _CHILD.match(cursor, at + 1)
-        if child is None or int(child[1]) in place.begun or place.done >> int(child[1]) & 1:
+class _Reading:
+    """Reads one cursor."""
+
+    def __init__(self, cursor: str) -> None:
+        self._cursor = cursor
+        self._children = 0
+
+    def read(self, at: int, depth: int) -> tuple[Place, int]:
+        """The place that begins there, and where it ends."""
+        cursor, seq = self._cursor, _SEQ.match(self._cursor, at)
+        if seq is None or depth > DEEPEST:
             raise _invalid()
-        place.begun[int(child[1])], at = _read(cursor, child.end(), depth + 1)
-        match cursor[at : at + 1]:
-            case ",":
-                continue
-            case ")":
-                return place, at + 1
-            case _:
+        place, at = Place(int(seq[0])), seq.end()
+        if done := _DONE.match(cursor, at):
+            at = done.end()
+            place.done = self._done(int(done[1]), done[2])
+        if cursor[at : at + 1] != "(":
+            return place, at
+        while True:
+            child = _CHILD.match(cursor, at + 1)
+            if child is None or int(child[1]) in place.begun or place.done >> int(child[1]) & 1:
                 raise _invalid()
+            place.begun[int(child[1])], at = self.read(child.end(), depth + 1)
+            match cursor[at : at + 1]:
+                case ",":
+                    continue
+                case ")":
+                    return place, at + 1
+                case _:
+                    raise _invalid()
+
+    def _done(self, first: int, others: str | None) -> int:
+        self._children += first
+        if self._children > MOST_CHILDREN:
+            raise _invalid()
+        return (1 << first) - 1 | (_of_text(others) << first if others else 0)
 
 
 def _to_text(bits: int) -> str:
