@@ -13,10 +13,11 @@ AnyCall = TypeVar("AnyCall", bound=PendingCall)
 
 
 def linked(view: RunView) -> RunView:
-    """A run with its links. Only one that can be retried, or resumed, has that link; a call that waits has its own."""
+    """A run with its links. Only one that can be retried, or resumed, has that link; a call that waits has its own.
+    What comes of a retry of a run that another has started would not reach that one."""
     path = _run(view.run_id)
     names = ["chunks", "messages", "diagnosis", "cancel"]
-    if view.status in {RunStatus.FAILED, RunStatus.CANCELLED}:
+    if view.status in {RunStatus.FAILED, RunStatus.CANCELLED} and view.parent_run_id is None:
         names.append("retry")
     if view.status is RunStatus.SUSPENDED and view.reason == BUDGET_REACHED:
         names.append("resume")

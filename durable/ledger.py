@@ -86,6 +86,16 @@ class Outcome:
     task: Task | None = None
     denied: str | None = None
 
+    @property
+    def told(self) -> str | None:
+        """What the model is told in place of a result; None when there is one."""
+        return next((each for each in (self.retry, self.failed, self.denied) if each is not None), None)
+
+    @property
+    def returned(self) -> Any:
+        """The result itself, also where the tool said more to the model (`ToolReturn`)."""
+        return getattr(self.value, "return_value", self.value)
+
     def replay(self) -> Any:
         """Return, or raise, what the tool did; but for a failure that ended the run."""
         if self.retry is not None:

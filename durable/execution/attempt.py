@@ -1,7 +1,8 @@
 """One attempt at a run, from its claim to its end.
 
-An attempt ends in one of four ways: the run ends (completed, failed, cancelled), it is handed back to the queue (at
-once, or to be tried again later), its lease is lost. Only the owner of the lease writes; whoever lost it just stops.
+An attempt ends in one of four ways: the run ends (completed, failed, cancelled), it waits for somebody or for its
+tasks, it is handed back to the queue (at once, or to be tried again later), its lease is lost. Only the owner of the
+lease writes; whoever lost it just stops.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from durable.decisions import RunAnswers
 from durable.definition import AgentDefinition, RunInfo
 from durable.errors import LeaseLost
 from durable.execution.budget import Budget, BudgetSpent
-from durable.execution.delegation import Delegation, Submit
+from durable.execution.delegation import Delegation, ReadIdling, Submit
 from durable.execution.dependencies import dependencies
 from durable.execution.endings import Endings
 from durable.execution.failures import describe, places
@@ -118,7 +119,8 @@ class Attempt:
         submit: Starts a run of its own for a call of this one.
         leftovers: Makes what closes the calls that the run goes on without.
         waiting: Tells which calls of the run wait, as callers see them.
-        read_max_idle: Tells for how long the run waits for its tasks, by what was said since it was submitted.
+        read_idling: Tells for how long the run waits for its tasks, by what was said since it was submitted, and
+            whether it has waited for so long.
         mirror: Tells the run that has started this one.
         hopeless: Why the run can only fail.
         threads: Where guardrails, scorers and judges are called that are not asynchronous.
@@ -145,7 +147,7 @@ class Attempt:
         submit: Submit,
         leftovers: Callable[[CallRecord], Leftovers],
         waiting: Callable[[], Awaitable[list[Json]]],
-        read_max_idle: Callable[[], Awaitable[float | None]],
+        read_idling: ReadIdling,
         mirror: Mirror | None = None,
         hopeless: ErrorInfo | None = None,
         threads: Executor | None = None,
@@ -173,7 +175,7 @@ class Attempt:
         )
         self._waiting = waiting
         self._mirror = mirror
-        self._read_max_idle = read_max_idle
+        self._read_idling = read_idling
         self._call = request.tool_call
         self._turn = Turn(
             definition,
@@ -215,7 +217,7 @@ class Attempt:
             told,
             submit,
             self._probe,
-            self._read_max_idle,
+            self._read_idling,
         )
 
     def start(self) -> asyncio.Task[Outcome]:

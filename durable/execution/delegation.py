@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 from pydantic import TypeAdapter
-from pydantic_ai.messages import ModelRequest, ToolReturnPart, UserPromptPart
+from pydantic_ai.messages import ModelRequest, UserPromptPart
 from pydantic_ai.usage import RunUsage
 
 from durable import ledger
@@ -24,6 +24,7 @@ from durable.chunks.base import Json
 from durable.decisions import Answer
 from durable.definition import AgentDefinition
 from durable.errors import RunConflict, RunExpired, StoreUnavailable
+from durable.execution.record import return_part
 from durable.execution.waits import BACKGROUND, Waits
 from durable.probes import Point, Probe
 from durable.runs import TASK, NewRun, Parent, RunRecord, RunRequest, ToolCallRequest
@@ -31,11 +32,13 @@ from durable.settings import Settings
 from durable.suspension import RunSuspended, Suspension
 from durable.tool_options import Disposition, ToolOptions
 from durable.translate import outcome_chunk
+from durable.translate.steps import own_usage
 from durable.writer import Note, RunWriter
 
 _USAGE = TypeAdapter(RunUsage)
 
 Submit = Callable[[NewRun], Awaitable[RunRecord]]
+ReadIdling = Callable[[], Awaitable[tuple[float | None, bool]]]
 
 
 class Delegation:
@@ -52,7 +55,8 @@ class Delegation:
         told: The tasks whose results the model was told of, by the names of their calls in the ledger.
         submit: Creates a run, and wakes somebody who executes it.
         probe: Passed at each point.
-        read_max_idle: Tells for how long the run waits for its tasks, by what was said since it was submitted.
+        read_idling: Tells for how long the run waits for its tasks, by what was said since it was submitted, and
+            whether it has waited for so long.
 
     Attributes:
         max_idle: For how many seconds in a row the run waits for its tasks; None when it does not. Known at its turn's
@@ -72,11 +76,11 @@ class Delegation:
         told: Sequence[str],
         submit: Submit,
         probe: Probe,
-        read_max_idle: Callable[[], Awaitable[float | None]],
+        read_idling: ReadIdling,
     ) -> None:
         self.told = list(told)
         self.max_idle = request.max_idle
-        self._read_max_idle = read_max_idle
+        self._read_idling = read_idling
         self._definition = definition
         self._record = record
         self._request = request
@@ -167,7 +171,7 @@ class Delegation:
         data: Any = answer.data or {}
         outcome = ledger.decode(orjson.dumps(data.get("entry")))
         used = data.get("usage")
-        return outcome or ledger.Outcome(), None if used is None else {"usage": _own_usage(used)}
+        return outcome or ledger.Outcome(), None if used is None else {"usage": own_usage(used)}
 
     @property
     def outstanding(self) -> list[str]:
@@ -200,8 +204,9 @@ class Delegation:
         """
         if not self._deferred:
             return None
+        idled_out = False
         with suppress(StoreUnavailable):  # then it waits as it was to wait when it was submitted
-            said = await self._read_max_idle()
+            said, idled_out = await self._read_idling()
             self.max_idle = max((each for each in (said, self.max_idle) if each is not None), default=None)
         if self.max_idle is None:
             return None
@@ -209,7 +214,7 @@ class Delegation:
             await self._waits.look()
         if parts := self.news(usage):
             return ModelRequest(parts=parts)
-        if self.outstanding and not self._record.idled_out:
+        if self.outstanding and not idled_out:
             self._waits.judge()
             raise RunSuspended(BACKGROUND, turn_ended=True)
         return None
@@ -266,21 +271,7 @@ def _result(name: str, call_id: str, outcome: ledger.Outcome) -> tuple[Chunk, st
         error = ErrorInfo(code=outcome.raised.code, message=outcome.raised.message, name=outcome.raised.name)
         payload = ToolErrorPayload(tool_call_id=call_id, tool_name=name, error=error)
         return ToolError(payload=payload), f"failed: {error.message}"
-    told, how = (outcome.retry, "retried") if outcome.retry is not None else (outcome.failed, "failed")
-    if told is not None:
-        part = ToolReturnPart(tool_name=name, content=told, tool_call_id=call_id, outcome=how)  # type: ignore[arg-type]
-        return outcome_chunk(part), f"failed: {told}"
-    value = getattr(outcome.value, "return_value", outcome.value)
-    part = ToolReturnPart(tool_name=name, content=value, tool_call_id=call_id)
-    return outcome_chunk(part), f"completed. Its result: {part.model_response_str()}"
-
-
-def _own_usage(used: dict[str, Any]) -> Json:
-    """A run's usage as Pydantic AI counts it."""
-    names = {
-        "input_tokens": "input_tokens",
-        "output_tokens": "output_tokens",
-        "cached_input_tokens": "cache_read_tokens",
-        "cache_creation_input_tokens": "cache_write_tokens",
-    }
-    return {own: used[name] for name, own in names.items() if used.get(name)}
+    part = return_part(name, call_id, outcome)
+    if outcome.told is None:
+        return outcome_chunk(part), f"completed. Its result: {part.model_response_str()}"
+    return outcome_chunk(part), f"failed: {outcome.told}"

@@ -98,13 +98,11 @@ class Endings:
 
     def _made(self, outcome: ledger.Outcome) -> tuple[Ending, list[Chunk]]:
         """The end of a background task: its call has come to something."""
-        told = outcome.retry or outcome.failed or outcome.denied
-        if outcome.raised is not None or told is not None:
-            code = self._turn.record.code
+        message = outcome.told if outcome.raised is None else outcome.raised.message
+        if message is not None:
             default = "tool_denied" if outcome.denied is not None else "tool_failed"
-            message = told if told is not None else outcome.raised.message if outcome.raised is not None else ""
-            return self.failed(ErrorInfo(code=code or default, message=message), outcome)
-        value = to_json_value(getattr(outcome.value, "return_value", outcome.value))
+            return self.failed(ErrorInfo(code=self._turn.record.code or default, message=message), outcome)
+        value = to_json_value(outcome.returned)
         finish = self._turn.translator.finish(reason="stop", usage=self._turn.usage, text="", output=value)
         fields = {"output": to_json(value), **self._report(outcome)}
         return self._ending(RunStatus.COMPLETED, fields), [finish.model_copy(update={"final": True})]

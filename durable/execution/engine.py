@@ -287,7 +287,7 @@ class Engine:
                 settle=partial(self._decisions.settle, lease.run_id, lease.token),
             ),
             waiting=partial(self._waiting, lease.run_id),
-            read_max_idle=partial(self._runs.max_idle, lease.run_id),
+            read_idling=partial(self._runs.idling, lease.run_id),
             mirror=self._mirror(record, request, lease),
             threads=threads,
             probe=self._probe,

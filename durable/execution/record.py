@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from pydantic_ai.messages import ToolReturnPart
 
@@ -97,16 +96,7 @@ class CallRecord:
         approval: Approval | None,
     ) -> None:
         """Record what a tool returned or told the model, with its chunk."""
-        if outcome.retry is not None:
-            part: Any = ToolReturnPart(
-                tool_name=name, content=outcome.retry, tool_call_id=tool_call_id, outcome="retried"
-            )
-        elif outcome.failed is not None:
-            part = ToolReturnPart(tool_name=name, content=outcome.failed, tool_call_id=tool_call_id, outcome="failed")
-        else:
-            value = getattr(outcome.value, "return_value", outcome.value)
-            part = ToolReturnPart(tool_name=name, content=value, tool_call_id=tool_call_id)
-        chunk = outcome_chunk(part)
+        chunk = outcome_chunk(return_part(name, tool_call_id, outcome))
         if approval is not None and isinstance(chunk, ToolResult):
             chunk.payload.approval = approval
         self._record(tool_call_id, round_, chunk, entry)
@@ -180,3 +170,12 @@ class CallRecord:
         self._writer.write(chunk, Note(field=field, value=entry))
         self.advanced = True
         self._probe(Point.TOOL_END_AFTER)
+
+
+def return_part(name: str, tool_call_id: str, outcome: ledger.Outcome) -> ToolReturnPart:
+    """What the model is told of an outcome that did not end the run."""
+    if outcome.retry is not None:
+        return ToolReturnPart(tool_name=name, content=outcome.retry, tool_call_id=tool_call_id, outcome="retried")
+    if outcome.failed is not None:
+        return ToolReturnPart(tool_name=name, content=outcome.failed, tool_call_id=tool_call_id, outcome="failed")
+    return ToolReturnPart(tool_name=name, content=outcome.returned, tool_call_id=tool_call_id)

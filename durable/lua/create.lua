@@ -9,20 +9,22 @@
 -- Returns {'created' | 'exists' | 'conflict' | 'expired', run id, time of creation or ''} | {'foreign', thread id}, of
 --      another resource | {'busy', live run, its status} | {'orphan'}, its parent is not executed by who starts it
 --      | {'full', limit}, of a task that is not to wait for a place
+-- A run that another one starts has `parentRunId` and `parentToken` (which is not stored) among the fields; a task, too,
+-- `limits` (`name=most …`) and `onLimit`.
+
 -- The tasks of the old run go on for the new one, unless they do for another retry of it. What those came to that have
 -- ended since is known.
 local function adopt(run, run_id, old, old_id, known)
-  local children = redis.call('HGETALL', old .. ':children')
-  for i = 1, #children, 2 do
-    local child = run_of(run, run_id, children[i])
-    local record = redis.call('HMGET', child, 'status', 'outcome', 'parentCall', 'parentRunId')
-    if record[2] then
-      known[answer_of(record[3])] = record[2]
-    elseif record[4] == old_id then
+  for _, child_id in ipairs(redis.call('LRANGE', old .. ':children:order', 0, -1)) do
+    local child = run_of(run, run_id, child_id)
+    local record = redis.call('HMGET', child, 'outcome', 'parentCall', 'parentRunId')
+    if record[1] then
+      known[answer_of(record[2])] = record[1]
+    elseif record[3] == old_id then
       redis.call('HSET', child, 'parentRunId', run_id)
-      redis.call('HSET', run .. ':children', children[i], 'live')
+      redis.call('HSET', run .. ':children', child_id, redis.call('HGET', old .. ':children', child_id))
       redis.call('HSET', run, 'begat', '1')
-      redis.call('RPUSH', run .. ':children:order', children[i])
+      redis.call('RPUSH', run .. ':children:order', child_id)
     end
   end
 end

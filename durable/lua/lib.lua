@@ -1,5 +1,6 @@
 -- Prepended to every script: the clock, the one way to write to a log, and the one way to change a run's status.
--- A script that uses these declares the keys it hands to them.
+-- A script that uses these declares the keys it hands to them; the names of other runs, and of what belongs to them,
+-- are made from its run's.
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -135,8 +136,10 @@ local function vacate(run, run_id)
   for _, limit in ipairs(limits_of(run, run_id)) do
     redis.call('ZREM', limit[1] .. ':waiting', run_id)
     redis.call('SREM', limit[1], run_id)
+    if redis.call('SCARD', limit[1]) < limit[2] then
+      offer(run, run_id, limit[1])
+    end
   end
-  pass_on(run, run_id)
 end
 
 -- `indexes` starts the names of the sorted sets of runs, one a status. Tasks have sets of their own.
@@ -282,6 +285,7 @@ local function report(run, run_id)
   redis.call('HSET', parent .. ':ledger', answer_of(record[2]), record[4])
   redis.call('HINCRBY', parent, 'decisions', 1)
   redis.call('HSET', parent, 'claims', '0')
+  redis.call('HDEL', parent, 'idledOut') -- what it waits for after this is waited for anew
   if state[1] == 'running' then
     redis.call('PUBLISH', root .. ':nudges', 'decided ' .. record[1])
   elseif state[1] == 'suspended' and (state[2] == 'background' or record[5] == 'awaited') and state[2] ~= 'budget_reached' then

@@ -1,5 +1,6 @@
 -- Puts a run that lost its worker, or its wake-up, back where it is found. Conditional on what the sweeper saw: a run
--- that somebody has claimed, renewed or ended since is left alone.
+-- that somebody has claimed, renewed or ended since is left alone. A run that waits for its background tasks, for as long
+-- as it may, goes on; a task that is woken and has not been claimed leaves its places to others meanwhile.
 --
 -- KEYS 1 run  2 leases  3 wakeups
 -- ARGV 1 run id  2 token of the expired lease, or '' for a lost wake-up  3 ms until the wake-up counts as lost again

@@ -41,6 +41,8 @@ WAKE_GRACE = 2.0
 
 PARENT_CANCELLED = "The run that started it was cancelled."
 
+_OF_CANCEL = ("lastSeq", "usage", "cancelRequested", "parentRunId", "parentCall", "toolName", "agent")
+
 _BRIEF = (
     "agent", "status", "reason", "token", "lastSeq", "createdAt", "startedAt", "finishedAt", "usage", "error",
     "tripwire", "metadata", "retryOf", "parentRunId", "threadId", "kind", "queue", "retention", "cancelRequested",
@@ -242,6 +244,8 @@ class Runs:
         old = await self.get(run_id)
         if old.status not in {RunStatus.FAILED, RunStatus.CANCELLED}:
             raise RunConflict("Only a failed or cancelled run can be retried.")
+        if old.kind == TASK:
+            raise RunConflict("A background task is made again by a retry of the run that has started it.")
         request = await self.request(run_id)
         new = NewRun(
             agent=old.agent,
@@ -282,25 +286,17 @@ class Runs:
     async def _cancel_children(self, run_id: str) -> None:
         """Cancel what a cancelled run has started. They are told in any case; those that nobody executes end here."""
         async with self._store.guard():
-            children = await self._store.redis.hkeys(self._store.keys.children(run_id))
-        for child in cast("list[bytes]", children):
-            with suppress(UnknownRun, RunExpired, RunEnded):
-                await self.cancel(text(child), reason=PARENT_CANCELLED)
-
-    async def _reported(self, run_id: str) -> dict[str, Any]:
-        """What the run that has started this one is told when it is cancelled, as fields of the record."""
-        names = ("parentRunId", "parentCall", "toolName", "agent")
-        async with self._store.guard():
-            values = await self._store.redis.hmget(self._store.keys.run(run_id), list(names))
-        if values[0] is None:
-            return {}
-        known = dict(zip(names, cast("list[bytes]", values), strict=True))
-        return dict(Report(RunRecord(run_id, known)).cancelled())
+            children = await self._store.redis.hgetall(self._store.keys.children(run_id))
+        for child, state in cast("dict[bytes, bytes]", children).items():
+            if state == b"live":
+                with suppress(UnknownRun, RunExpired, RunEnded):
+                    await self.cancel(text(child), reason=PARENT_CANCELLED)
 
     async def _cancel(self, run_id: str, payload: AbortPayload) -> str:
         """Cancel a run, unless it gets on meanwhile."""
         keys = self._store.keys
-        last_seq, usage, asked = await self._used(run_id)
+        record, usage = await self._used(run_id)
+        asked, last_seq = record.fields.get("cancelRequested", b""), record.fields.get("lastSeq", b"0")
         if asked:
             payload = AbortPayload.model_validate_json(asked)
         output = TurnOutput(text="", usage=usage or Usage(), steps=[])
@@ -334,23 +330,25 @@ class Runs:
                     last_seq,
                     "" if usage is None else usage.model_dump_json(by_alias=True, exclude_none=True),
                     asked,
-                    *_flat(await self._reported(run_id)),
+                    *_flat({} if record.parent_run_id is None else Report(record).cancelled()),
                 ],
             )
         )
 
-    async def _used(self, run_id: str) -> tuple[str, Usage | None, bytes]:
-        """A run's last seq, what it had used by then (as it was suspended, or by a checkpoint that is newer), and what
-        was said when it was asked to end before, or b""."""
+    async def _used(self, run_id: str) -> tuple[RunRecord, Usage | None]:
+        """What its cancel has to know of a run, and what it has used: as it was suspended, or by a checkpoint that is
+        newer."""
         keys = self._store.keys
         async with self._store.guard(), self._store.redis.pipeline(transaction=True) as pipe:
-            pipe.hmget(keys.run(run_id), ["lastSeq", "usage", "cancelRequested"])
+            pipe.hmget(keys.run(run_id), list(_OF_CANCEL))
             pipe.lindex(keys.checkpoints(run_id), -1)
-            (last_seq, suspended, asked), entry = await pipe.execute()
+            values, entry = await pipe.execute()
+        record = RunRecord(run_id, {name: value for name, value in zip(_OF_CANCEL, values, strict=True) if value})
+        suspended = record.fields.get("usage")
         found = [] if suspended is None else [Usage.model_validate_json(suspended)]
         if entry is not None and (used := usage_at(entry)) is not None:
             found.append(usage_of(used))
-        return text(last_seq or b"0"), max(found, key=lambda usage: usage.total_tokens, default=None), asked or b""
+        return record, max(found, key=lambda usage: usage.total_tokens, default=None)
 
     async def page(
         self, *, status: str = "", agent: str = "", thread: str = "", limit: int = 50, cursor: str | None = None
@@ -385,15 +383,16 @@ class Runs:
         if text(verdict) == "unknown":
             await self.get(run_id)
 
-    async def max_idle(self, run_id: str) -> float | None:
-        """For how many seconds a run waits for its tasks, if somebody has said so since it was submitted.
+    async def idling(self, run_id: str) -> tuple[float | None, bool]:
+        """For how many seconds a run waits for its tasks, if somebody has said so since it was submitted; and whether
+        it has waited for so long, and none of them has ended since.
 
         Raises:
             StoreUnavailable: Redis does not answer.
         """
         async with self._store.guard():
-            ms = await self._store.redis.hget(self._store.keys.run(run_id), "maxIdle")
-        return None if ms is None else int(ms) / 1000
+            ms, idled_out = await self._store.redis.hmget(self._store.keys.run(run_id), ["maxIdle", "idledOut"])
+        return None if ms is None else int(ms) / 1000, idled_out is not None
 
     async def take_woken(self, most: int = 20) -> list[RunRecord]:
         """Runs that scripts have woken and that nobody has dispatched since: whoever takes them does.

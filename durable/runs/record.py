@@ -162,7 +162,7 @@ class RunRecord:
 
     @property
     def retries_used(self) -> int:
-        """How often it was tried again since it last got on."""
+        """How often it was tried again since it last got on; a background task, in all."""
         return int(self.fields.get("retriesUsed", b"0"))
 
     @property
@@ -227,11 +227,6 @@ class RunRecord:
     def begat(self) -> bool:
         """Whether it has started others: tasks, or runs of sub-agents."""
         return "begat" in self.fields
-
-    @property
-    def idled_out(self) -> bool:
-        """Whether it has waited for its tasks for as long as it may."""
-        return "idledOut" in self.fields
 
     @property
     def cancel_requested(self) -> bool:
@@ -349,7 +344,7 @@ class NewRun:
 
     Attributes:
         agent: The agent's name.
-        kind: `evented` or `durable`.
+        kind: `evented` or `durable`, as the agent is; or `task`.
         queue: The Celery queue that its workers read.
         request: What it is asked to do.
         retention: Seconds to keep it after its end.

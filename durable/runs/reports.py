@@ -76,8 +76,8 @@ class Report:
 
     def completed(self, outcome: ledger.Outcome, usage: Usage | None = None) -> dict[str, bytes]:
         """It has ended, and this is what the model is told. Returns fields of its record."""
-        told = outcome.retry or outcome.failed or outcome.denied
-        value = getattr(outcome.value, "return_value", outcome.value) if told is None else told
+        told = outcome.told
+        value = outcome.returned if told is None else told
         payload = TaskCompletedPayload(
             **self._names,
             result=to_json_value(value),

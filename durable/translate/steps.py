@@ -5,7 +5,7 @@ Built from the model's response, whether it was just streamed or comes back from
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,6 +107,20 @@ def usage_of(usage: UsageBase) -> Usage:
     if usage.cache_write_tokens:
         fields["cache_creation_input_tokens"] = usage.cache_write_tokens
     return Usage(**fields)
+
+
+def own_usage(used: Mapping[str, int]) -> dict[str, Any]:
+    """Our usage, by the names of its fields, as Pydantic AI counts it: the way back."""
+    names = {
+        "input_tokens": "input_tokens",
+        "output_tokens": "output_tokens",
+        "cached_input_tokens": "cache_read_tokens",
+        "cache_creation_input_tokens": "cache_write_tokens",
+    }
+    found: dict[str, Any] = {own: used[name] for name, own in names.items() if used.get(name)}
+    if used.get("reasoning_tokens"):
+        found["details"] = {"reasoning_tokens": used["reasoning_tokens"]}
+    return found
 
 
 def _reason(response: ModelResponse) -> FinishReason:

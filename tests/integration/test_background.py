@@ -7,11 +7,16 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+import pytest
 from pydantic_ai import Agent, RunContext
+from pydantic_ai.exceptions import ToolFailed
 from pydantic_ai.messages import ModelMessage, ModelResponse, ToolReturnPart, UserPromptPart
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
 
 from durable import Background, RunHandle, agent_tool, emit, resume_data, suspend
+from durable.errors import RunConflict
+from durable.runs import Runs
+from durable.settings import Settings
 from durable.store import Store, text
 from tests.conftest import eventually
 
@@ -413,6 +418,60 @@ async def test_an_agent_says_which_tools_are_made_in_the_background(connected: A
         handle = await agent.stream("go")
         assert await told(handle) == [["c1", "success", "done 1"]]
         assert len(await started(handle)) == 1
+
+
+async def test_a_task_whose_tool_fails_without_a_word_has_failed(connected: Any, store: Store) -> None:
+    async def mute(_: RunContext[Any], n: int) -> str:
+        raise ToolFailed("" if n else "never")
+
+    async with connected(agent_of(mute, background="awaited")) as agent:
+        handle = await agent.stream("go")
+        [[call, outcome, _]] = await told(handle)
+        assert (call, outcome) == ("c1", "failed")
+        [task] = await children(store, handle)
+        assert (await (await agent.handle(task)).status()).status == "failed"
+
+
+async def test_a_task_is_not_retried_beside_its_run(connected: Any, store: Store, settings: Settings) -> None:
+    async def broken(_: RunContext[Any], n: int) -> str:
+        raise RuntimeError(f"secret {n}")
+
+    async with connected(agent_of(broken, background=True)) as agent:
+        handle = await agent.stream("go", until_idle=True)
+        await told(handle)
+        [task] = await children(store, handle)
+        with pytest.raises(RunConflict):
+            await Runs(store, settings).retry(task)
+
+
+async def test_a_retry_takes_no_task_that_has_ended_for_one_that_goes_on(
+    connected: Any, store: Store, settings: Settings
+) -> None:
+    gate = Gate()
+    gate.open.set()
+    async with connected(agent_of(gate.work, background=True)) as agent:
+        handle = await agent.stream("go", until_idle=True)
+        await told(handle)
+        tasks = await children(store, handle)
+        await store.redis.hset(store.keys.run(handle.run_id), "status", "failed")
+        record, _ = await Runs(store, settings).retry(handle.run_id)
+        taken = await store.redis.hgetall(store.keys.children(record.run_id))
+        assert {text(task): text(state) for task, state in taken.items()} == dict.fromkeys(tasks, "ended")
+
+
+async def test_a_run_that_has_waited_for_long_enough_waits_anew_for_what_it_starts_after_that(
+    connected: Any, store: Store, settings: Settings
+) -> None:
+    """A task ends after the run was woken, and before its turn has ended again."""
+    gate = Gate()
+    async with connected(agent_of(gate.work, background=True, calls=2)) as agent:
+        handle = await agent.stream("go", until_idle=60)
+        await idle(handle)
+        await store.redis.hset(store.keys.run(handle.run_id), "idledOut", "1")
+        assert await Runs(store, settings).idling(handle.run_id) == (None, True)
+        gate.open.set()
+        assert len(await told(handle)) == 4
+        assert await Runs(store, settings).idling(handle.run_id) == (None, False)
 
 
 class TestSubAgents:

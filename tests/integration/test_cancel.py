@@ -473,9 +473,9 @@ async def test_usage_that_was_read_before_the_run_got_on_is_read_again(
 ) -> None:
     used, read = Runs._used, list[str]()
 
-    async def outdated(self: Runs, run_id: str) -> tuple[str, Usage | None, bytes]:
+    async def outdated(self: Runs, run_id: str) -> tuple[RunRecord, Usage | None]:
         read.append(run_id)
-        return ("0", None, b"") if len(read) == 1 else await used(self, run_id)
+        return (RunRecord(run_id, {}), None) if len(read) == 1 else await used(self, run_id)
 
     async def act(_: RunContext[Any]) -> str:
         return "never"

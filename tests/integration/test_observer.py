@@ -556,3 +556,16 @@ async def test_a_reader_never_skips_what_the_log_has_lost(bench: Workbench) -> N
     async with asyncio.timeout(15):
         with pytest.raises(StoreUnavailable, match="lacks"):
             await see(bench, run_id, 5)
+
+
+async def test_a_message_that_cannot_be_read_costs_no_reader_its_ear(own_redis: PrivateRedis) -> None:
+    """As another version may send it: whoever follows the run looks into the log, and all hear on."""
+    async with Workbench(on(own_redis.url)) as bench:
+        writer = await bench.writer()
+        run_id = writer.lease.run_id
+        reader = asyncio.ensure_future(see(bench, run_id))
+        await heard(bench, writer, 1)
+        assert await bench.store.redis.publish(bench.store.keys.channel(run_id), b"\xff") == 1
+        await heard(bench, writer, 1)
+        await end(writer)
+        assert await reader == await bench.wire(run_id)

@@ -177,7 +177,7 @@ async def test_a_worker_that_claims_it_at_the_same_moment_ends_it_instead(
 ) -> None:
     run_id, used, claimed = (await told_to_end(bench)).lease.run_id, Runs._used, list[int]()
 
-    async def claims_meanwhile(self: Runs, run_id: str) -> tuple[str, Usage | None, bytes]:
+    async def claims_meanwhile(self: Runs, run_id: str) -> tuple[RunRecord, Usage | None]:
         found = await used(self, run_id)
         claimed.append((await bench.claim(run_id)).token)
         return found
@@ -214,7 +214,7 @@ async def test_a_cancel_between_the_look_and_the_end_is_not_forgotten(
     writer, used, looks = await bench.writer(), Runs._used, list[str]()
     run_id = writer.lease.run_id
 
-    async def another_cancels(self: Runs, run_id: str) -> tuple[str, Usage | None, bytes]:
+    async def another_cancels(self: Runs, run_id: str) -> tuple[RunRecord, Usage | None]:
         looks.append(run_id)
         found = await used(self, run_id)
         if len(looks) == 1:

@@ -41,6 +41,7 @@ from pydantic_ai.usage import RequestUsage, RunUsage
 
 from durable.chunks import Chunk, VoidRange, encode_body, parse
 from durable.translate import Translator, to_json_value
+from durable.translate.steps import own_usage, usage_of
 from tests.provider_wire import (
     ProviderWire,
     Usage,
@@ -933,3 +934,10 @@ async def test_every_part_id_of_a_run_is_used_by_one_part_only() -> None:
 
     starts = [payload["id"] for kind, payload in told if kind in ("text-start", "reasoning-start")]
     assert starts == ["a1p1", "a1p2", "a1p3", "a1p4", "a1p5", "a1p6", "a1p7"]
+
+
+def test_usage_is_the_same_on_its_way_back() -> None:
+    used = RunUsage(input_tokens=7, output_tokens=5, cache_read_tokens=3, cache_write_tokens=2)
+    used.details = {"reasoning_tokens": 4}
+    ours = usage_of(used).model_dump(exclude_none=True)
+    assert usage_of(RunUsage(**own_usage(ours))) == usage_of(used)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from durable.errors import InvalidRequest
-from durable.trees.places import DEEPEST, LONGEST, Place, read_place
+from durable.trees.places import DEEPEST, LONGEST, MOST_CHILDREN, Place, read_place
 
 
 def places(children: st.SearchStrategy[Place]) -> st.SearchStrategy[Place]:
@@ -63,3 +63,17 @@ def test_what_is_no_cursor_is_refused(cursor: str) -> None:
 def test_a_thousand_children_take_few_characters() -> None:
     half = sum(1 << number for number in range(0, 1000, 2))
     assert len(str(Place(10**6, half))) < 200
+
+
+@pytest.mark.parametrize(
+    "cursor",
+    [
+        f"1.{MOST_CHILDREN + 1}",
+        f"1(0:1.{MOST_CHILDREN},1:1.1)",
+        "1(" + ",".join(f"{n}:0.999999" for n in range(99)) + ")",
+    ],
+)
+def test_a_short_cursor_costs_no_more_memory_than_many_children(cursor: str) -> None:
+    with pytest.raises(InvalidRequest):
+        read_place(cursor)
+    assert read_place(f"1.{MOST_CHILDREN}").done.bit_length() == MOST_CHILDREN
