@@ -18,6 +18,7 @@ from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls
 from durable import RunHandle, agent_tool, emit, tool_context
 from durable.errors import LeaseLost, LimitReached
 from durable.execution import engine as engines
+from durable.execution.attempt import Attempt
 from durable.execution.waits import Waits
 from durable.leases import Refusal, claim, suspend
 from durable.probes import Point
@@ -155,6 +156,26 @@ class TestWakeUps:
         async with stage.engine() as engine:
             assert await engine.execute(run_id) == "handed-back"
             assert seen == ["decided"]
+            assert await engine.execute(run_id) == "completed"
+
+    async def test_none_is_lost_when_what_a_task_came_to_is_known_only_after_the_run_has_found_nothing_to_tell(
+        self, stage: Stage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whoever hears of answers has looked meanwhile: that they are known is not that they were used."""
+        run_id = await stage.bench.create(agent=DEFERRED.agent, asked=DEFERRED.asked)
+        waits, looked = Attempt._wait, list[str]()
+
+        async def wait_later(attempt: Attempt, raised: Any) -> Any:
+            if not looked:
+                for task in (await stage.family(run_id))[1:]:
+                    looked.append(str(stage.execute(task, of=run_id).outcome))
+                await attempt._look()
+            return await waits(attempt, raised)
+
+        monkeypatch.setattr(Attempt, "_wait", wait_later)
+        async with stage.engine() as engine:
+            assert await engine.execute(run_id) == "handed-back"
+            assert set(looked) == {"completed"}
             assert await engine.execute(run_id) == "completed"
 
     @pytest.mark.parametrize("flow", [AWAITED, DEFERRED], ids=["awaited", "deferred"])

@@ -565,7 +565,8 @@ async def test_a_message_that_cannot_be_read_costs_no_reader_its_ear(own_redis: 
         run_id = writer.lease.run_id
         reader = asyncio.ensure_future(see(bench, run_id))
         await heard(bench, writer, 1)
-        assert await bench.store.redis.publish(bench.store.keys.channel(run_id), b"\xff") == 1
-        await heard(bench, writer, 1)
+        for _ in range(2):  # the first that is heard may be that message itself
+            assert await bench.store.redis.publish(bench.store.keys.channel(run_id), b"\xff") == 1
+            await heard(bench, writer, 1)
         await end(writer)
         assert await reader == await bench.wire(run_id)

@@ -26,7 +26,18 @@ from pydantic_ai.models import Model, ModelRequestParameters, StreamedResponse
 from pydantic_ai.settings import ModelSettings
 
 from durable import create_durable_agent
-from durable.chunks import Chunk, StepStart, TextDelta, ToolCall, VoidRange
+from durable.chunks import (
+    BackgroundTaskStarted,
+    Chunk,
+    PartTextPayload,
+    StepStart,
+    TaskPayload,
+    TextDelta,
+    ToolCall,
+    VoidRange,
+    encode_body,
+)
+from durable.execution.turn import Turn
 from durable.fold import Folder
 from durable.translate import Translator
 
@@ -183,6 +194,28 @@ async def test_it_may_begin_anew_more_than_once() -> None:
     output, chunks = await told([segment(text("a")), segment(text("b")), segment(text("c"))])
     assert (output, fold(chunks).text) == ("c", "c")
     assert len(voids(chunks)) == 2
+
+
+async def test_all_that_was_torn_is_void_though_others_have_written_to_the_log_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a background task does when it ends: from then on an attempt does not know the number of its next chunk."""
+    void_since = Turn._void_since
+
+    async def after_others(turn: Turn, seq: int) -> VoidRange:
+        writer = turn._writer
+        await writer.flush()
+        store, run_id = writer._sender.store, writer.lease.run_id
+        last = await store.redis.hincrby(store.keys.run(run_id), "lastSeq", 1)
+        body = encode_body(BackgroundTaskStarted(payload=TaskPayload(task_id="t", tool_name="x", tool_call_id="c")))
+        await store.redis.xadd(store.keys.log(run_id), {"c": b"0 " + body}, id=f"0-{last}")
+        writer.write(TextDelta(payload=PartTextPayload(id="torn", text="torn")))
+        return await void_since(turn, seq)
+
+    monkeypatch.setattr(Turn, "_void_since", after_others)
+    output, chunks = await told([segment(text("so "), text("far")), segment(text("so good"))])
+    assert output == fold(chunks).text == "so good"
+    assert "torn" in [chunk.payload.text for chunk in chunks if isinstance(chunk, TextDelta)]
 
 
 def test_what_stands_before_the_part_that_begins_anew_is_told_again() -> None:
