@@ -15,7 +15,9 @@ from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls
 
 from durable import Background, RunHandle, agent_tool, emit, resume_data, suspend
 from durable.errors import RunConflict
+from durable.execution import mirror
 from durable.runs import Runs
+from durable.scripts import MIRROR
 from durable.settings import Settings
 from durable.store import Store, text
 from tests.conftest import eventually
@@ -526,3 +528,32 @@ async def test_a_run_that_is_executed_learns_that_it_is_to_wait_for_its_tasks(co
         await idle(handle)
         gate.open.set()
         assert (await told(handle))[-1] == "completed. Its result: done 1"
+
+
+async def test_what_a_task_says_is_told_in_order_however_slow_the_telling_is(
+    connected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, first, run = asyncio.Event(), asyncio.Event(), Store.run
+
+    async def slow(store: Store, script: Any, *args: Any) -> Any:
+        if script is MIRROR and b'"part":1' in args[1][3]:
+            first.set()
+            await held.wait()
+        return await run(store, script, *args)
+
+    async def talk(ctx: RunContext[Any], n: int) -> str:
+        await emit(ctx, {"part": 1})
+        await first.wait()
+        await emit(ctx, {"part": 2})
+        for _ in range(20):  # whatever could overtake it has all the turns that it needs
+            await asyncio.sleep(0)
+        held.set()
+        return str(n)
+
+    monkeypatch.setattr(Store, "run", slow)
+    monkeypatch.setattr(mirror, "PAUSE", 0)
+    async with connected(agent_of(talk, background="awaited")) as agent:
+        handle = await agent.stream("go")
+        await told(handle)
+        chunks = [chunk async for chunk in handle.observe() if chunk.type == "background-task-output"]
+        assert [chunk.payload.payload["payload"]["output"] for chunk in chunks] == [{"part": 1}, {"part": 2}]
