@@ -220,13 +220,13 @@ class Backend:
             await self.dispatch(record)
 
     async def views(self, records: Sequence[RunRecord]) -> list[RunView]:
-        """Runs as callers see them: one that waits because nobody serves its agent says so, and each tells of its calls
-        that wait, or were answered.
+        """Runs as callers see them: one that waits for somebody to serve its agent, or for a place, says so, and each
+        tells of its calls that wait, or were answered.
 
         Raises:
             StoreUnavailable: Redis does not answer.
         """
-        shown = await views(self.announcements, records)
+        shown = await views(self.store, self.announcements, records)
         asked = [record.run_id for record in records if record.asked]
         calls = dict(zip(asked, await self.decisions.calls_and_answers(asked), strict=True))
         going_on = [record.run_id for record in records if record.begat and not record.status.ended]

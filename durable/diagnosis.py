@@ -95,8 +95,8 @@ class Circumstances:
         return claims > 0 and claims + 1 == self.max_attempts
 
 
-async def views(announcements: Announcements, records: Sequence[RunRecord]) -> list[RunView]:
-    """Runs as callers see them; one that waits because nobody serves its agent says so.
+async def views(store: Store, announcements: Announcements, records: Sequence[RunRecord]) -> list[RunView]:
+    """Runs as callers see them; one that waits because nobody serves its agent, or for a place under a limit, says so.
 
     Raises:
         StoreUnavailable: Redis does not answer.
@@ -105,15 +105,33 @@ async def views(announcements: Announcements, records: Sequence[RunRecord]) -> l
     workers = await announcements.workers() if waiting else []
     tasks = any(record.kind == TASK for record in waiting)
     known = {item.name: item for item in await announcements.all()} if tasks else {}
+    without_place = await held(store, waiting)
     found = []
     for record in records:
         view = record.view()
         served = any(worker.serves(record.agent, record.queue) for worker in workers)
         waits = record.status is RunStatus.QUEUED and _needs_worker(record, known.get(record.agent))
-        if view.reason is None and waits and not served:
-            view = view.model_copy(update={"reason": NO_WORKER})
-        found.append(view)
+        reason = LIMIT_REACHED if record.run_id in without_place else view.reason
+        if waits and not served and reason in {None, LIMIT_REACHED}:
+            reason = NO_WORKER
+        found.append(view if reason == view.reason else view.model_copy(update={"reason": reason}))
     return found
+
+
+async def held(store: Store, records: Sequence[RunRecord]) -> set[str]:
+    """Those of some runs that wait for a place under a limit.
+
+    Raises:
+        StoreUnavailable: Redis does not answer.
+    """
+    asked = [(record.run_id, name) for record in records if record.status is RunStatus.QUEUED for name in record.limits]
+    if not asked:
+        return set()
+    async with store.guard(), store.redis.pipeline(transaction=False) as pipe:
+        for run_id, name in asked:
+            pipe.zscore(store.keys.limit_waiting(name), run_id)
+        found = await pipe.execute()
+    return {run_id for (run_id, _), score in zip(asked, found, strict=True) if score is not None}
 
 
 async def examine(
@@ -156,7 +174,7 @@ async def examine(
         max_attempts=settings.max_attempts,
         calls=read_calls(calls),
         agent=await _agent_of(announcements, record),
-        held=await _held(store, record),
+        held=run_id in await held(store, [record]),
     )
 
 
@@ -164,15 +182,6 @@ async def _agent_of(announcements: Announcements, record: RunRecord) -> Announce
     if record.kind != TASK:
         return None
     return next((item for item in await announcements.all() if item.name == record.agent), None)
-
-
-async def _held(store: Store, record: RunRecord) -> bool:
-    """Whether a task waits for a place under a limit."""
-    async with store.guard():
-        for name in record.limits:
-            if await store.redis.zscore(store.keys.limit_waiting(name), record.run_id) is not None:
-                return True
-    return False
 
 
 async def _ahead(store: Store, record: RunRecord) -> int:

@@ -160,7 +160,7 @@ class RunView(Wire):
         run_id: Its id.
         agent: The name of the agent that it executes.
         status: Its state.
-        reason: Why it is suspended, or how it ended.
+        reason: Why it waits, or how it ended.
         attempt: The current or last attempt, from 1; 0 before the first.
         last_seq: The seq of its newest chunk; 0 when it has none.
         created_at: When it was submitted.

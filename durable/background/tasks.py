@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 
 from durable.announcements import Announcements
 from durable.decisions import Decisions
-from durable.diagnosis import LIMIT_REACHED, views
+from durable.diagnosis import views
 from durable.errors import AmbiguousCall, UnknownCall, UnknownRun
 from durable.positions import Position, batches
 from durable.runs import TASK, RunRecord, RunRequest, Runs
@@ -136,8 +136,7 @@ class Tasks:
             return []
         asked = [record.run_id for record in records if record.asked]
         calls = dict(zip(asked, await self._decisions.calls(asked), strict=True))
-        runs = await views(self._announcements, records)
-        held = await self._held(records)
+        runs = await views(self._store, self._announcements, records)
         requests = await self._requests(records)
         found = []
         for record, run, request in zip(records, runs, requests, strict=True):
@@ -145,8 +144,6 @@ class Tasks:
             view = _view(record, run)
             view["args"] = None if request is None else request.call_args
             view["pending"] = [call.pending() for call in waiting] or None
-            if record.run_id in held:
-                view["reason"] = LIMIT_REACHED
             found.append(TaskView(**view))
         return found
 
@@ -163,19 +160,6 @@ class Tasks:
         places = sorted((place for place in every if seen is None or place < seen), reverse=True)
         for start in range(0, len(places), size):
             yield places[start : start + size]
-
-    async def _held(self, records: Sequence[RunRecord]) -> set[str]:
-        """Those that wait for a place under a limit."""
-        asked = [
-            (record.run_id, name) for record in records if record.status is RunStatus.QUEUED for name in record.limits
-        ]
-        if not asked:
-            return set()
-        async with self._store.guard(), self._store.redis.pipeline(transaction=False) as pipe:
-            for run_id, name in asked:
-                pipe.zscore(self._store.keys.limit_waiting(name), run_id)
-            found = await pipe.execute()
-        return {run_id for (run_id, _), score in zip(asked, found, strict=True) if score is not None}
 
     async def _requests(self, records: Sequence[RunRecord]) -> list[RunRequest | None]:
         async with self._store.guard():

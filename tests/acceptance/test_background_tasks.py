@@ -419,6 +419,7 @@ def test_why_a_task_waits_for_a_place_is_said(caller: Caller) -> None:
 
     wait_for(lambda: len(held()) == 1, what="one to wait")
     assert caller.get(f"/v1/runs/{held()[0]}/diagnosis").json()["reason"] == "limit_reached"
+    assert caller.get(f"/v1/runs/{held()[0]}").json()["reason"] == "limit_reached"
     for view in views:
         caller.post(f"{TASKS}/{view['taskId']}/cancel")
     for view in views:

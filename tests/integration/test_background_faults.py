@@ -16,6 +16,9 @@ from pydantic_ai.messages import ModelMessage, ModelResponse
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
 
 from durable import RunHandle, agent_tool, emit, tool_context
+from durable.announcements import Announcements
+from durable.definition import AgentDefinition
+from durable.diagnosis import diagnose, examine, views
 from durable.errors import LeaseLost, LimitReached
 from durable.execution import engine as engines
 from durable.execution.attempt import Attempt
@@ -356,6 +359,24 @@ class TestLimits:
         assert await woken(bench) == [both]
         assert await limited(bench, both)
         assert not await bench.store.redis.exists(f"{bench.settings.prefix}:limit:a")
+
+    async def test_one_that_waits_for_a_place_says_first_that_no_worker_serves_it(
+        self, bench: Workbench, parent: Any
+    ) -> None:
+        first, second = [await parent(f"c{n}") for n in range(2)]
+        announcements = Announcements(bench.store)
+        await announcements.announce([AgentDefinition("nobody", Agent(calling(), name="nobody"), "evented")])
+        await bench.claim(first)
+        assert await limited(bench, second)
+
+        async def reasons() -> list[str | None]:
+            records = [await bench.runs.get(task) for task in (first, second)]
+            found = await examine(bench.store, bench.runs, announcements, bench.settings, second)
+            return [diagnose(found).reason, *(view.reason for view in await views(bench.store, announcements, records))]
+
+        assert await reasons() == ["no_worker", None, "no_worker"]
+        await announcements.show("worker", ["nobody"])
+        assert await reasons() == ["limit_reached", None, "limit_reached"]
 
 
 async def limited(bench: Workbench, task: str) -> bool:
