@@ -12,7 +12,8 @@ from typing import Final, cast
 
 from durable.announcements import Announcement, Announcements
 from durable.chunks.base import Json
-from durable.decisions import Call, question_id, read_calls
+from durable.decisions import Call, read_calls
+from durable.errors import UnknownAgent
 from durable.runs import BUDGET_REACHED, RETRYING, TASK, THREAD_BUSY, RunRecord, Runs
 from durable.settings import Settings
 from durable.store import Store, text
@@ -102,9 +103,9 @@ async def views(store: Store, announcements: Announcements, records: Sequence[Ru
         StoreUnavailable: Redis does not answer.
     """
     waiting = [record for record in records if record.status is RunStatus.QUEUED]
-    workers = await announcements.workers() if waiting else []
-    tasks = any(record.kind == TASK for record in waiting)
-    known = {item.name: item for item in await announcements.all()} if tasks else {}
+    kinds = {record.kind for record in waiting}
+    workers = await announcements.workers() if kinds & {"evented", TASK} else []
+    known = {item.name: item for item in await announcements.all()} if TASK in kinds else {}
     without_place = await held(store, waiting)
     found = []
     for record in records:
@@ -181,7 +182,10 @@ async def examine(
 async def _agent_of(announcements: Announcements, record: RunRecord) -> Announcement | None:
     if record.kind != TASK:
         return None
-    return next((item for item in await announcements.all() if item.name == record.agent), None)
+    try:
+        return await announcements.get(record.agent)
+    except UnknownAgent:
+        return None
 
 
 async def _ahead(store: Store, record: RunRecord) -> int:
@@ -333,9 +337,7 @@ def _pending(found: Circumstances) -> list[Fact]:
         asked, since = call.question, _iso(call.since)
         words = f"{asked.tool_name} (call {call.tool_call_id}) waits for {_WAITED_FOR[asked.kind]} since {since}"
         details: dict[str, Json] = {
-            "toolCallId": call.tool_call_id,
-            "questionId": question_id(*call.place),
-            "toolName": asked.tool_name,
+            **call.named,
             "kind": asked.kind,
             "since": since,
         }
@@ -426,8 +428,8 @@ def _unswept(found: Circumstances) -> list[Fact]:
 def _needs_worker(record: RunRecord, agent: Announcement | None) -> bool:
     """Whether only a worker executes a run: also the task of an agent that workers execute, or one in a queue of its
     own."""
-    if record.fields.get("kind") != TASK.encode() or agent is None:
-        return record.fields.get("kind") == b"evented"
+    if record.kind != TASK or agent is None:
+        return record.kind == "evented"
     return agent.kind == "evented" or agent.queue != record.queue
 
 
