@@ -215,10 +215,10 @@ class _Reading:
             self._final = entries[-1].after(entries[-1].last - 1)
             entries[-1] = replace(entries[-1], bodies=entries[-1].bodies[:-1])
         page = self._tell(branch, entries)
-        if any(_STARTS in body for entry in entries for body in entry.bodies):
-            await self._discover(branch)
         if final:
             await self._finish(branch)
+        elif any(_STARTS in body for entry in entries for body in entry.bodies):
+            await self._discover(branch)
         return page
 
     def _next(self) -> _Branch | None:
@@ -328,7 +328,8 @@ class _Reading:
         for child, (status, last) in zip(children, states, strict=True):
             if status is None or status.ended or last > child.place.seq:
                 self.want(child)
-            await self._discover(child)
+            if child.place.seq:  # else all that it has started is told in what is still to be read
+                await self._discover(child)
 
     async def _end(self) -> list[Sighting] | None:
         """The root's final chunk, when all that has ended was told; what has not is not waited for."""
@@ -340,6 +341,8 @@ class _Reading:
             if status is None or status.ended:
                 self.want(branch)
             else:
+                if branch in self._waiting:
+                    await self._discover(branch)  # its log, which tells of them, is not read
                 self._begun -= branch.begun
                 await self._stop(branch)
         if self._worth or self._waiting:

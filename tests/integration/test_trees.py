@@ -20,6 +20,7 @@ from durable.chunks import BackgroundTaskStarted, TaskPayload
 from durable.errors import InvalidRequest, UnknownRun
 from durable.observer import Hub
 from durable.runs.record import Parent
+from durable.store import Store
 from durable.trees import observer as trees
 from durable.trees.observer import Sighting
 from durable.writer import Ending, RunWriter
@@ -97,6 +98,22 @@ async def test_every_log_is_seen_once_and_in_order_and_the_roots_end_is_the_last
 
     assert by_run(seen) == await logs(bench, *members)
     assert seen[-1].wire == (await bench.wire(root))[-1]
+
+
+async def test_each_run_is_asked_once_what_it_has_started_and_the_root_once_more_at_the_start(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, members = await family(bench)
+    asked: list[str] = []
+
+    async def children(store: Store, run_id: str, first: int = 0) -> list[str]:
+        asked.append(run_id)
+        return await look(store, run_id, first)
+
+    look = trees._children
+    monkeypatch.setattr(trees, "_children", children)
+    assert by_run(await see(bench, root)) == await logs(bench, *members)
+    assert sorted(asked) == sorted([root, *members])
 
 
 async def test_a_reader_may_go_on_from_the_cursor_of_any_chunk(bench: Workbench) -> None:
@@ -267,6 +284,24 @@ async def test_more_children_than_a_cursor_may_name_are_told_one_after_the_other
     assert told == await logs(bench, root.lease.run_id, ended.lease.run_id, *members)
     at_once = [sighting.cursor.count(":") for sighting in seen if json.loads(sighting.wire)["runId"] in members]
     assert max(at_once[: len(at_once) // 2]) <= 3
+
+
+async def test_what_has_ended_below_a_run_for_which_there_was_no_place_is_told_before_the_roots_end(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trees, "MOST_BEGUN", 1)
+    root = await bench.writer()
+    child = await bench.writer(await child_of(bench, root, "c1"))
+    crowded = await bench.writer(await child_of(bench, child, "c1"))
+    below = await bench.writer(await child_of(bench, crowded, "c1"))
+    await say(below, "hello")
+    await end(below)
+    await end(root)
+
+    told = by_run(await see(bench, root.lease.run_id))
+
+    members = [root.lease.run_id, child.lease.run_id, below.lease.run_id]
+    assert {name: told.get(name) for name in members} == await logs(bench, *members)
 
 
 async def test_a_thousand_children_share_one_connection_and_a_short_cursor(own_redis: Any) -> None:
