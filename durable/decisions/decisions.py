@@ -75,7 +75,7 @@ class Decisions:
         Raises:
             StoreUnavailable: Redis does not answer.
         """
-        return [calls for calls, _ in await self.calls_and_answers(run_ids)]
+        return [read_calls(fields) for fields in await self._fields(run_ids)]
 
     async def calls_and_answers(self, run_ids: Sequence[str]) -> list[tuple[list[Call], list[DecisionView]]]:
         """The calls of each run, and its newest answers in the order in which they were given.
@@ -83,13 +83,7 @@ class Decisions:
         Raises:
             StoreUnavailable: Redis does not answer.
         """
-        if not run_ids:
-            return []
-        async with self._store.guard(), self._store.redis.pipeline(transaction=False) as pipe:
-            for run_id in run_ids:
-                pipe.hgetall(self._store.keys.calls(run_id))
-            found = await pipe.execute()
-        return [(read_calls(fields), read_decisions(fields)) for fields in found]
+        return [(read_calls(fields), read_decisions(fields)) for fields in await self._fields(run_ids)]
 
     async def open(self, run_id: str) -> list[Call]:
         """The calls of a run that wait for an answer, or have one with which they are made, and were not.
@@ -313,6 +307,15 @@ class Decisions:
             return call
         await self._runs.get(run_id)
         raise UnknownCall
+
+    async def _fields(self, run_ids: Sequence[str]) -> list[dict[bytes, bytes]]:
+        """What is stored of the calls of each run."""
+        if not run_ids:
+            return []
+        async with self._store.guard(), self._store.redis.pipeline(transaction=False) as pipe:
+            for run_id in run_ids:
+                pipe.hgetall(self._store.keys.calls(run_id))
+            return cast("list[dict[bytes, bytes]]", await pipe.execute())
 
     async def _forget(self, index: str, members: Sequence[str | bytes]) -> None:
         if members:
