@@ -41,7 +41,8 @@ def feed_stream(pages: AsyncGenerator[list[News]]) -> StreamingResponse:
 
 
 def _encode_news(page: Sequence[News]) -> bytes:
-    return b"".join([news.frame for news in page])
+    """Frames without an id: the feed has no cursor."""
+    return b"".join([b"data: %b\n\n" % news.wire for news in page])
 
 
 def tree_stream(trees: TreeObserver, run_id: str, cursor: str) -> StreamingResponse:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import orjson
 
@@ -30,14 +30,14 @@ class News:
         run_id: The run that has started it.
         agent: The agent that executes it.
         over: Whether the task has ended.
-        frame: The chunk as a Server-Sent Event. It has no id: the feed has no cursor.
+        wire: The chunk as its readers see it: JSON. It has no seq: the feed has no cursor.
     """
 
     task_id: str
     run_id: str
     agent: str
     over: bool
-    frame: bytes
+    wire: bytes
 
 
 class Feed:
@@ -103,13 +103,16 @@ def read_news(message: bytes) -> Sequence[News]:
     found = []
     for body in message.split(b"\n"):
         chunk = orjson.loads(body)
-        found.append(_news(chunk["type"], chunk["payload"], body))
+        payload = chunk["payload"]
+        wire = b'{"runId":%b,"from":"AGENT",%b' % (orjson.dumps(payload["runId"]), body[1:])
+        over = chunk["type"] in _ENDS
+        found.append(News(payload["taskId"], payload["runId"], payload["agentId"], over, wire))
     return found
 
 
 def _running(views: Sequence[TaskView]) -> list[News]:
     """Those of some tasks that are being executed, as if they had just begun."""
-    found = []
+    found: list[News] = []
     for view in views:
         if view.status is not TaskStatus.RUNNING:
             continue
@@ -123,12 +126,5 @@ def _running(views: Sequence[TaskView]) -> list[News]:
             started_at=since,
             args=view.args,
         )
-        chunk = BackgroundTaskRunning(payload=payload)
-        told = payload.model_dump(mode="json", by_alias=True, exclude_unset=True)
-        found.append(_news(chunk.type, told, encode_body(chunk)))
+        found += read_news(encode_body(BackgroundTaskRunning(payload=payload)))
     return found
-
-
-def _news(kind: str, payload: dict[str, Any], body: bytes) -> News:
-    frame = b'data: {"runId":%b,"from":"AGENT",%b\n\n' % (orjson.dumps(payload["runId"]), body[1:])
-    return News(payload["taskId"], payload["runId"], payload["agentId"], kind in _ENDS, frame)
