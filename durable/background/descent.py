@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Final, cast
 
-from durable.decisions import Call, Decisions, question_id
+from durable.decisions import Call, Decisions
 from durable.errors import AmbiguousCall
 from durable.store import Store, text
+from durable.trees.places import DEEPEST
 
-DEEPEST: Final = 8
-"""How many generations below a run are looked at."""
 _AT_ONCE: Final = 500
 
 Found = tuple[str, Call]
@@ -68,7 +67,7 @@ class Descent:
             (child, call)
             for child in children
             for call in found[child]
-            if call.tool_call_id == tool_call_id and question in {None, question_id(*call.place)}
+            if call.tool_call_id == tool_call_id and question in {None, call.question_id}
         ]
         meant = [each for each in meant if each[1].answer is None] or meant
         if len(meant) > 1:

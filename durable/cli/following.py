@@ -80,7 +80,7 @@ class Following:
             self._terminal.json(chunk.to_wire())
         else:
             self._turn_to(chunk.run_id).show(chunk)
-        if isinstance(chunk, Abort) and (not self._tree or chunk.run_id == self._run_id):
+        if isinstance(chunk, Abort) and chunk.run_id == self._run_id:
             self._aborted = chunk.payload.reason or ""
         self._cursor = chunk.cursor
 

@@ -154,11 +154,16 @@ class Call:
         return self.step, self.round
 
     @property
+    def question_id(self) -> str:
+        """The name of that question, as callers see it."""
+        return question_id(*self.place)
+
+    @property
     def named(self) -> dict[str, Json]:
         """What tells it from others, as callers see it."""
         return {
             "toolCallId": self.tool_call_id,
-            "questionId": question_id(*self.place),
+            "questionId": self.question_id,
             "toolName": self.question.tool_name,
         }
 
@@ -166,7 +171,7 @@ class Call:
         asked = self.question
         return {
             "tool_call_id": self.tool_call_id,
-            "question_id": question_id(*self.place),
+            "question_id": self.question_id,
             "tool_name": asked.tool_name,
             "args": asked.args,
             "kind": asked.kind,

@@ -32,7 +32,6 @@ from durable.decisions.calls import (
     Answer,
     Call,
     Place,
-    question_id,
     read_answers,
     read_calls,
     read_decisions,
@@ -235,7 +234,7 @@ class Decisions:
         ]
         await self._forget(keys.deadlines, gone)
         return [
-            (run_id, call_id, question_id(*call.place), call.question.on_expiry)
+            (run_id, call_id, call.question_id, call.question.on_expiry)
             for (run_id, call_id), call in zip(places, calls, strict=True)
             if isinstance(call, Call) and call.answer is None
         ]
@@ -377,7 +376,7 @@ def _chunk(call: Call, answer: Answer) -> Chunk:
     """What tells the run's observers of an answer."""
     names: dict[str, Any] = {
         "tool_call_id": call.tool_call_id,
-        "question_id": question_id(*call.place),
+        "question_id": call.question_id,
         "tool_name": call.question.tool_name,
     }
     actor = {} if answer.actor is None else {"actor": answer.actor}

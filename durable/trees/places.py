@@ -21,7 +21,7 @@ LONGEST: Final = 16_384
 MOST_CHILDREN: Final = 100_000
 """Children that a cursor tells of, in all of a tree: each costs a bit of memory, however short the cursor is."""
 DEEPEST: Final = 16
-"""Generations below the root that are read."""
+"""Generations below a run that are read, and whose calls are found."""
 _SEQ: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
 _DONE: Final = re.compile(r"\.([0-9]{1,6})(?:~([A-Za-z0-9_-]+))?", re.ASCII)
 _CHILD: Final = re.compile(r"([0-9]{1,6}):", re.ASCII)

@@ -7,10 +7,13 @@ from collections.abc import AsyncIterator
 import orjson
 import pytest
 
+from durable.background.descent import Descent
 from durable.decisions import Answer, Decisions, Question
 from durable.errors import AlreadyDecided, InvalidRequest, RequestTooLarge
+from durable.runs import Parent
 from durable.settings import Settings
 from durable.store import text
+from durable.trees.places import DEEPEST
 from durable.writer import Note, Waiting
 from tests.workbench import Workbench, delta
 
@@ -26,9 +29,11 @@ def decisions(bench: Workbench) -> Decisions:
     return Decisions(bench.store, bench.runs)
 
 
-async def waiting(bench: Workbench, *calls: str, agent: str = "nobody", **asked: object) -> str:
+async def waiting(
+    bench: Workbench, *calls: str, agent: str = "nobody", parent: Parent | None = None, **asked: object
+) -> str:
     """A run with calls that wait; its id."""
-    run_id = await bench.create(agent=agent)
+    run_id = await bench.create(agent=agent, parent=parent)
     writer = await bench.writer(run_id)
     question = Question(**{"tool_name": "refund", "kind": "approval", "agent": agent, **asked}).to_json()
     for call in calls:
@@ -122,3 +127,16 @@ async def test_what_is_stored_is_what_has_to_fit(bench: Workbench, decisions: De
     stored = await bench.store.redis.hget(bench.store.keys.calls(run_id), "d:c1")
     assert stored is not None
     assert orjson.loads(stored)["args"] == {"amount": 1.5}
+
+
+async def test_a_call_is_found_as_deep_below_a_run_as_its_readers_see(bench: Workbench, decisions: Decisions) -> None:
+    lease = await bench.claim(await bench.create())
+    root = lease.run_id
+    for _ in range(DEEPEST - 1):
+        parent = Parent(lease.run_id, lease.token, 1, 0, "c1", "work", "deferred")
+        lease = await bench.claim(await bench.create(parent=parent))
+    run_id = await waiting(bench, "c1", parent=Parent(lease.run_id, lease.token, 1, 0, "c1", "work", "deferred"))
+    descent = Descent(bench.store, decisions)
+    [found] = await descent.waiting([root])
+    assert [(below, call.tool_call_id) for below, call in found] == [(run_id, "c1")]
+    assert await descent.place(root, "c1", None) == run_id
