@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Final
 
-import orjson
 from pydantic_ai.toolsets import ToolsetTool
+from pydantic_core import from_json, to_json
 
 from durable.background.dispositions import CHOICES
 from durable.execution.waits import options_of
@@ -45,15 +45,22 @@ class _Choosing:
 
     def validate_json(self, input: Any, *, allow_partial: Any = "off", **options: Any) -> Any:  # noqa: A002 - as theirs
         try:
-            found = orjson.loads(input or "{}")
+            found = from_json(input)
         except ValueError:
+            found = None
+        if not isinstance(found, dict) or CHOICE not in found:
             return self._validator.validate_json(input, allow_partial=allow_partial, **options)
-        return self.validate_python(found, allow_partial=allow_partial, **options)
+        chosen = found.pop(CHOICE)
+        # As JSON again: a strict tool takes no date from a text otherwise.
+        rest = to_json(found, inf_nan_mode="constants")
+        return _with(chosen, self._validator.validate_json(rest, allow_partial=allow_partial, **options))
 
     def validate_python(self, input: Any, *, allow_partial: Any = "off", **options: Any) -> Any:  # noqa: A002
         if not isinstance(input, dict) or CHOICE not in input:
             return self._validator.validate_python(input, allow_partial=allow_partial, **options)
         rest = {name: value for name, value in input.items() if name != CHOICE}
-        found = self._validator.validate_python(rest, allow_partial=allow_partial, **options)
-        chosen = input[CHOICE]
-        return {**found, CHOICE: chosen} if chosen in CHOICES else found
+        return _with(input[CHOICE], self._validator.validate_python(rest, allow_partial=allow_partial, **options))
+
+
+def _with(chosen: Any, found: dict[str, Any]) -> dict[str, Any]:
+    return {**found, CHOICE: chosen} if chosen in CHOICES else found

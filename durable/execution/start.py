@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, ToolCallPart
 from pydantic_ai.usage import RunUsage
+from pydantic_core import to_json
 
 from durable import checkpoint
 from durable.checkpoint import Progress
@@ -75,6 +76,7 @@ class StartPoint:
 
 def _called(run_id: str, call: ToolCallRequest) -> Progress:
     """What a checkpoint would have where a model has made one call."""
-    part = ToolCallPart(call.tool_name, call.args, call.tool_call_id)
+    # As JSON, as the model has written them: a strict tool takes no date from a text otherwise.
+    part = ToolCallPart(call.tool_name, to_json(call.args).decode(), call.tool_call_id)
     messages: list[ModelMessage] = [ModelRequest(parts=[]), ModelResponse(parts=[part])]
     return Progress(messages=messages, before=RunUsage(), usage=RunUsage(), steps=1, message_id=run_id)
