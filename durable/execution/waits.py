@@ -98,6 +98,7 @@ class Waits:
         self._rounds: dict[str, int] = {}
         self._left: dict[str, tuple[int, ledger.Outcome]] = {}
         self._hooked: set[str] = set()
+        self._edited: dict[str, ToolApproved] = {}
         self._here: set[str] = set()
         self._kinds: dict[str, str] = {}
 
@@ -109,6 +110,7 @@ class Waits:
         self._rounds.clear()
         self._left.clear()
         self._hooked.clear()
+        self._edited.clear()
 
     def deferred(self, requests: DeferredToolRequests) -> None:
         """All calls of the step that were deferred, before anybody is asked about them.
@@ -146,6 +148,8 @@ class Waits:
             round_ = self._rounds.get(call_id, 0)
             asked = self.recorded(call_id, round_)
             if asked is None or not asked.announced or asked.kind == "task":
+                if isinstance(result, ToolApproved) and result.override_args is not None:
+                    self._edited[call_id] = result
                 continue
             answer = self.known(call_id, round_)
             if answer is None:
@@ -218,7 +222,14 @@ class Waits:
         self._tell()
 
     def args(self, call_id: str) -> dict[str, Json] | None:
-        """What the model called it with; None when that is no JSON object."""
+        """What the model called it with, or a handler has made of that before anybody was asked; None when that is no
+        JSON object.
+
+        Raises:
+            ToolResultInvalid: A handler has changed the arguments to what has no JSON form.
+        """
+        if call_id in self._edited:
+            return answer_of(self._edited[call_id]).args
         found = to_args(self._calls[call_id].args) if call_id in self._calls else None
         return found if isinstance(found, dict) else None
 
