@@ -12,7 +12,6 @@ from pydantic_ai.toolsets import ToolsetTool
 from pydantic_core import from_json, to_json
 
 from durable.background.dispositions import CHOICES
-from durable.execution.waits import options_of
 
 CHOICE: Final = "_background"
 """The argument."""
@@ -27,10 +26,7 @@ _SCHEMA: Final = {
 
 
 def choosable(tool: ToolsetTool[Any]) -> ToolsetTool[Any]:
-    """The tool as the model is shown it, with that argument if it may choose."""
-    options = options_of(tool.tool_def)
-    if not options.get("model_chooses") or not options.get("background"):
-        return tool
+    """The tool as the model is shown it where it may choose: with that argument."""
     schema = tool.tool_def.parameters_json_schema
     schema = {**schema, "properties": {**schema.get("properties", {}), CHOICE: _SCHEMA}}
     shown = replace(tool.tool_def, parameters_json_schema=schema)

@@ -26,6 +26,7 @@ from pydantic_ai.tools import ToolDefinition
 from pydantic_ai.toolsets import ToolsetTool, WrapperToolset
 
 from durable import ledger
+from durable.background.dispositions import CHOICES
 from durable.chunks.base import Json
 from durable.decisions import DEADLINE, HANDLER, Answer
 from durable.errors import DecisionExpired, DurableError, LimitReached, ToolResultInvalid
@@ -119,7 +120,17 @@ class RecordingToolset(WrapperToolset[Any]):
         tools = await self.wrapped.get_tools(ctx)
         for name, tool in tools.items():
             self.kinds[name] = tool.tool_def.kind
-        return {name: choosable(_callable(tool)) for name, tool in tools.items()}
+        return {name: self._shown(name, _callable(tool)) for name, tool in tools.items()}
+
+    def _shown(self, name: str, tool: ToolsetTool[Any]) -> ToolsetTool[Any]:
+        """The tool as the model is shown it: it is asked to choose where that makes a difference."""
+        found = options_of(tool.tool_def)
+        if not found.get("model_chooses") or self.kinds.get(name) == "external":
+            return tool
+        options = read_options(name, found)
+        return (
+            choosable(tool) if len({self.delegation.disposition(name, options, each) for each in CHOICES}) > 1 else tool
+        )
 
     async def call_tool(
         self, name: str, tool_args: dict[str, Any], ctx: RunContext[Any], tool: ToolsetTool[Any]

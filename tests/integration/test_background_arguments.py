@@ -13,10 +13,13 @@ from pydantic_ai import Agent, RunContext
 from pydantic_ai.capabilities import HandleDeferredToolCalls
 from pydantic_ai.messages import ModelMessage, ModelResponse
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
-from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults, ToolApproved
+from pydantic_ai.models.test import TestModel
+from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults, ToolApproved, ToolDefinition
+from pydantic_ai.toolsets import ExternalToolset
 
+from durable import Background, RunHandle, agent_tool
 from durable.errors import RunFailed
-from tests.integration.test_background import calling, heard, started, told
+from tests.integration.test_background import calling, heard, idle, started, told
 
 DAY = "2026-11-24"
 
@@ -109,3 +112,90 @@ async def test_no_task_is_given_arguments_of_a_handler_that_have_no_json_form(co
         assert view.error is not None
         assert view.error.code == "tool_result_invalid"
         assert await started(handle) == []
+
+
+class Choosing:
+    """A model that calls `work` with a choice if it is shown that it has one.
+
+    Attributes:
+        shown: Whether it was, in each request.
+    """
+
+    def __init__(self, choice: str) -> None:
+        self.shown: list[bool] = []
+        self._choice = choice
+
+    async def __call__(self, messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str | DeltaToolCalls]:
+        [tool] = info.function_tools
+        self.shown.append("_background" in tool.parameters_json_schema["properties"])
+        if any(isinstance(message, ModelResponse) for message in messages):
+            yield json.dumps(heard(messages))
+            return
+        args = {"prompt": "why?"} | ({"_background": self._choice} if self.shown[0] else {})
+        yield {1: DeltaToolCall(name="work", json_args=json.dumps(args), tool_call_id="c1")}
+
+
+async def made(handle: RunHandle) -> str:
+    """Where the only call of a run was made."""
+    [_, _, content], *_ = await told(handle)
+    if not await started(handle):
+        return "foreground"
+    return "deferred" if content.startswith("Background task started.") else "awaited"
+
+
+@pytest.mark.parametrize(
+    ("options", "agent_says", "allowed", "shown", "where"),
+    [
+        ({"model_chooses": True, "background": "deferred"}, None, None, True, "awaited"),
+        ({"model_chooses": True}, True, None, True, "awaited"),
+        ({"model_chooses": True, "background": "deferred"}, False, None, False, "foreground"),
+        ({"model_chooses": True, "background": "deferred"}, None, False, False, "foreground"),
+        ({"model_chooses": True}, True, False, False, "foreground"),
+        ({"model_chooses": True}, None, None, False, "foreground"),
+        ({"background": "deferred"}, None, None, False, "deferred"),
+    ],
+    ids=["tool", "agent", "not the agent", "not the run", "agent, not the run", "nobody", "no choice"],
+)
+async def test_a_model_is_asked_where_a_call_is_made_just_where_what_it_says_counts(
+    connected: Any, options: Any, agent_says: bool | None, allowed: bool | None, shown: bool, where: str
+) -> None:
+    async def work(_: RunContext[Any], prompt: str) -> str:
+        return prompt
+
+    model = Choosing("awaited")
+    agent = Agent(FunctionModel(stream_function=model), name="support")
+    agent.tool(metadata={"durable": options})(work)
+    background = None if agent_says is None else Background(tools={"work": agent_says})
+    async with connected(agent, background=background) as durable:
+        handle = await durable.stream("go", background=allowed)
+        assert await made(handle) == where
+        assert model.shown == [shown, shown]
+
+
+@pytest.mark.parametrize("allowed", [None, False])
+async def test_a_model_is_asked_whether_to_wait_for_an_agent_just_where_it_may_go_on(
+    connected: Any, allowed: bool | None
+) -> None:
+    other = connected(Agent(TestModel(), name="other"))
+    model = Choosing("deferred")
+    tools = [agent_tool(other, name="work", model_chooses=True)]
+    async with connected(Agent(FunctionModel(stream_function=model), name="support", tools=tools)) as durable:
+        handle = await durable.stream("go", background=allowed)
+        assert await made(handle) == ("awaited" if allowed is False else "deferred")
+        assert model.shown == [allowed is None] * 2
+
+
+async def test_a_model_is_not_asked_where_a_call_is_made_that_is_executed_elsewhere(connected: Any) -> None:
+    model = Choosing("deferred")
+    elsewhere = ToolDefinition(
+        name="work",
+        parameters_json_schema={"type": "object", "properties": {"prompt": {"type": "string"}}},
+        metadata={"durable": {"background": True, "model_chooses": True}},
+    )
+    agent = Agent(FunctionModel(stream_function=model), name="support", toolsets=[ExternalToolset([elsewhere])])
+    async with connected(agent) as durable:
+        handle = await durable.stream("go")
+        await idle(handle, reason="decision")
+        await handle.resume("c1", "made")
+        assert await told(handle) == [["c1", "success", "made"]]
+    assert model.shown == [False, False]
