@@ -154,11 +154,16 @@ class AgentDefinition:
 
     def queue_of(self, prefix: str) -> str:
         """The Celery queue of its runs, in the deployment with this prefix."""
-        return self.queue or f"{prefix}.{self.name}"
+        return self.queue or default_queue(self.name, prefix)
 
     def queues(self, prefix: str) -> set[str]:
         """All queues of its runs and of the tasks of its tools, in the deployment with this prefix."""
         return {self.queue_of(prefix), *queues_of(self.agent)}
+
+
+def default_queue(agent: str, prefix: str) -> str:
+    """The Celery queue of the runs of an agent that names none, in the deployment with this prefix."""
+    return f"{prefix}.{agent}"
 
 
 def define(agent: AbstractAgent[Any, Any], kind: AgentKind, **options: Unpack[AgentOptions]) -> AgentDefinition:

@@ -46,6 +46,8 @@ class ToolOptions(BaseModel):
         on_limit: What becomes of one more: it waits (`queue`), the model is told (`reject`), or the call is made in the
             run (`foreground`).
         agent: The agent that the tool asks: each call is a run of it.
+        agent_kind: The kind of those runs: that of the agent.
+        agent_retention: Seconds to keep one after its end. Default: the deployment's.
     """
 
     model_config = ConfigDict(strict=True)
@@ -64,6 +66,8 @@ class ToolOptions(BaseModel):
     concurrency_key: str | None = Field(None, pattern=LIMIT)
     on_limit: OnLimit = "queue"
     agent: str | None = None
+    agent_kind: Literal["evented", "durable"] = "evented"
+    agent_retention: int | None = None
 
     @property
     def disposition(self) -> Disposition:

@@ -53,6 +53,8 @@ def agent_tool(
     definition = agent.definition
     options = {
         "agent": definition.name,
+        "agent_kind": definition.kind,
+        "agent_retention": definition.retention,
         "background": background,
         "model_chooses": model_chooses,
         **({} if definition.queue is None else {"queue": definition.queue}),

@@ -22,7 +22,7 @@ from durable.background.dispositions import disposition_of, limits_of, placehold
 from durable.chunks import Chunk, ErrorInfo, ToolError, ToolErrorPayload
 from durable.chunks.base import Json
 from durable.decisions import Answer
-from durable.definition import AgentDefinition
+from durable.definition import AgentDefinition, default_queue
 from durable.errors import RunConflict, RunExpired, StoreUnavailable
 from durable.execution.record import return_part
 from durable.execution.waits import BACKGROUND, Waits
@@ -135,7 +135,7 @@ class Delegation:
                 self._settings.max_tasks,
             ),
             on_limit=options.on_limit,
-            **(self._sub_agent(call, options) if options.agent is not None else self._task(call, options)),
+            **(self._task(call, options) if options.agent is None else self._sub_agent(options.agent, call, options)),
         )
         self._probe(Point.DELEGATE_BEFORE)
         task = await self._create(new)
@@ -242,15 +242,15 @@ class Delegation:
             "retention_failed": settings.failed_task_retention_seconds,
         }
 
-    def _sub_agent(self, call: ToolCallRequest, options: ToolOptions) -> dict[str, Any]:
+    def _sub_agent(self, agent: str, call: ToolCallRequest, options: ToolOptions) -> dict[str, Any]:
         return {
-            "agent": options.agent,
-            "kind": "evented",
-            "queue": options.queue or f"{self._settings.prefix}.{options.agent}",
+            "agent": agent,
+            "kind": options.agent_kind,
+            "queue": options.queue or default_queue(agent, self._settings.prefix),
             "request": RunRequest(
                 prompt=call.args.get("prompt"), deps=self._request.deps, background=self._request.background
             ),
-            "retention": self._settings.retention_seconds,
+            "retention": options.agent_retention or self._settings.retention_seconds,
         }
 
 

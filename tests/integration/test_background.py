@@ -12,8 +12,18 @@ from pydantic_ai import Agent, RunContext
 from pydantic_ai.exceptions import ToolFailed
 from pydantic_ai.messages import ModelMessage, ModelResponse, ToolReturnPart, UserPromptPart
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
+from pydantic_ai.models.test import TestModel
 
-from durable import Background, RunHandle, agent_tool, emit, resume_data, suspend
+from durable import (
+    Background,
+    RunHandle,
+    agent_tool,
+    create_durable_agent,
+    create_evented_agent,
+    emit,
+    resume_data,
+    suspend,
+)
 from durable.errors import RunConflict
 from durable.execution import mirror
 from durable.runs import Runs
@@ -493,6 +503,24 @@ class TestSubAgents:
             assert used is not None
             assert view.usage is not None
             assert used.total_tokens > view.usage.total_tokens
+
+    @pytest.mark.parametrize("wrap", [create_durable_agent, create_evented_agent])
+    @pytest.mark.parametrize("own", [{}, {"retention": 50, "queue": "of-its-own"}], ids=["as any", "as it says"])
+    async def test_the_run_of_an_agent_that_is_asked_is_as_one_that_is_submitted(
+        self, connected: Any, settings: Settings, store: Store, wrap: Any, own: dict[str, Any]
+    ) -> None:
+        other = wrap(Agent(TestModel(), name="other"), cache=settings, **own)
+        boss = Agent(calling(("other", {"prompt": "why?"})), name="boss", tools=[agent_tool(other)])
+        async with connected(boss) as agent:
+            handle = await agent.stream("go")
+            await told(handle)
+            [child] = await children(store, handle)
+            runs = Runs(store, settings)
+            found = await runs.get(child)
+            submitted = await runs.get((await other.stream("why?")).run_id)
+            await other.aclose()
+        fields = ("agent", "kind", "queue", "retention")
+        assert [found.fields[name] for name in fields] == [submitted.fields[name] for name in fields]
 
     async def test_a_deferred_agent_that_fails_is_told_to_the_model(self, connected: Any) -> None:
         async def fail(messages: list[ModelMessage], _: AgentInfo) -> AsyncIterator[str]:
