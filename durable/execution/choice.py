@@ -5,9 +5,11 @@ It is taken out of the arguments before the tool's own validation sees them, and
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
+from pydantic_ai import RunContext
 from pydantic_ai.toolsets import ToolsetTool
 from pydantic_core import from_json, to_json
 
@@ -30,7 +32,23 @@ def choosable(tool: ToolsetTool[Any]) -> ToolsetTool[Any]:
     schema = tool.tool_def.parameters_json_schema
     schema = {**schema, "properties": {**schema.get("properties", {}), CHOICE: _SCHEMA}}
     shown = replace(tool.tool_def, parameters_json_schema=schema)
-    return replace(tool, tool_def=shown, args_validator=_Choosing(tool.args_validator))
+    check = tool.args_validator_func
+    return replace(
+        tool,
+        tool_def=shown,
+        args_validator=_Choosing(tool.args_validator),
+        args_validator_func=None if check is None else _unchosen(check),
+    )
+
+
+def _unchosen(check: Callable[..., Any]) -> Callable[..., Any]:
+    """The tool's own validator, which knows nothing of the choice."""
+
+    def checks(ctx: RunContext[Any], /, **args: Any) -> Any:
+        args.pop(CHOICE, None)
+        return check(ctx, **args)
+
+    return checks
 
 
 class _Choosing:

@@ -427,6 +427,7 @@ async def _take(call: _Call, waits: Suspension, answer: Answer) -> None:
     # What a handler of this attempt has changed, the call was validated with.
     if answer.args is not None and not (answer.actor == HANDLER and call.ctx.tool_call_approved):
         call.args = await edited(call.tool, approved, answer.args)
+        call.chosen = call.args.pop(CHOICE, call.chosen)
     if waits.kind == "resume":
         call.asked = waits
         if answer.kind == "resume":

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import pytest
 from pydantic import Strict
-from pydantic_ai import Agent, RunContext
+from pydantic_ai import Agent, ModelRetry, RunContext
 from pydantic_ai.capabilities import HandleDeferredToolCalls
 from pydantic_ai.messages import ModelMessage, ModelResponse
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
@@ -199,3 +199,56 @@ async def test_a_model_is_not_asked_where_a_call_is_made_that_is_executed_elsewh
         await handle.resume("c1", "made")
         assert await told(handle) == [["c1", "success", "made"]]
     assert model.shown == [False, False]
+
+
+async def positive(_: RunContext[Any], n: int) -> None:
+    """A tool's own validator: it takes what the tool takes."""
+    if n < 1:
+        raise ModelRetry("Not so few.")
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+@pytest.mark.parametrize("chosen", ["foreground", "awaited"])
+async def test_a_tools_own_validator_is_not_told_of_the_choice(connected: Any, chosen: str, asynchronous: bool) -> None:
+    def small(_: RunContext[Any], n: int) -> None:
+        if n > 9:
+            raise ModelRetry("Not so many.")
+
+    async def work(_: RunContext[Any], n: int) -> str:
+        return f"done {n}"
+
+    calls = [("work", {"n": n, "_background": chosen}) for n in (5, 0 if asynchronous else 10)]
+    agent = Agent(calling(*calls), name="support")
+    options = {"background": "deferred", "model_chooses": True}
+    agent.tool(args_validator=positive if asynchronous else small, metadata={"durable": options})(work)
+    async with connected(agent) as durable:
+        handle = await durable.stream("go")
+        found = {call: outcome for call, outcome, _ in await told(handle)}
+        assert found == {"c1": "success", "c2": "retried"}
+        assert len(await started(handle)) == (chosen == "awaited")
+
+
+@pytest.mark.parametrize(
+    ("edit", "where"),
+    [
+        ({"n": 2}, "foreground"),
+        ({"n": 2, "_background": "foreground"}, "foreground"),
+        ({"n": 2, "_background": "awaited"}, "awaited"),
+    ],
+    ids=["without it", "as it was", "another one"],
+)
+async def test_who_approves_a_call_with_other_arguments_may_leave_the_choice_or_make_another(
+    connected: Any, edit: dict[str, Any], where: str
+) -> None:
+    async def work(_: RunContext[Any], n: int) -> str:
+        return f"done {n}"
+
+    agent = Agent(calling(("work", {"n": 1, "_background": "foreground"})), name="support")
+    options = {"background": "deferred", "model_chooses": True}
+    agent.tool(requires_approval=True, metadata={"durable": options})(work)
+    async with connected(agent) as durable:
+        handle = await durable.stream("go")
+        await idle(handle, reason="decision")
+        await handle.approve("c1", args=edit)
+        assert await told(handle) == [["c1", "success", "done 2"]]
+        assert await made(handle) == where
