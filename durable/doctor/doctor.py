@@ -13,7 +13,8 @@ from typing import Final, cast
 from durable import ledger
 from durable.doctor.finding import Finding
 from durable.doctor.log import LogReview, Recorded
-from durable.doctor.record import Snapshot, Wait, is_whole, judge
+from durable.doctor.record import Snapshot, Upward, Wait, is_whole, judge
+from durable.doctor.strays import PAGE, Strays
 from durable.errors import LedgerCorrupt
 from durable.journal import Entry, Rows
 from durable.runs import RunRecord
@@ -21,12 +22,9 @@ from durable.runs.record import RUN_ID, TASK
 from durable.store import Store, text
 from durable.views import RunStatus
 
-PAGE: Final = 200
-"""Keys, entries or members that are read at once."""
+_LIVE: Final = (RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.SUSPENDED)
 PAUSE: Final = 0.3
 """Seconds before a run that looks wrong is looked at again."""
-
-_LIVE: Final = (RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.SUSPENDED)
 
 
 class Doctor:
@@ -53,9 +51,7 @@ class Doctor:
             self.examined += 1
             for finding in await self._confirmed(run_id):
                 yield finding
-        async for finding in self._strays():
-            yield finding
-        async for finding in self._stray_calls():
+        async for finding in Strays(self._store).findings():
             yield finding
 
     async def examine(self, run_id: str) -> set[Finding]:
@@ -117,9 +113,10 @@ class Doctor:
         }
         while True:
             async with self._store.guard():
-                agent, created, thread, kind = await self._store.redis.hmget(
-                    own["run"], ["agent", "createdAt", "threadId", "kind"]
+                agent, created, thread, kind, parent, place = await self._store.redis.hmget(
+                    own["run"], ["agent", "createdAt", "threadId", "kind", "parentRunId", "parentCall"]
                 )
+                above = text(parent or b"?")
                 runs = keys.tasks if text(kind or b"") == TASK else keys.runs
                 async with self._store.redis.pipeline(transaction=True) as pipe:
                     pipe.hgetall(own["run"])
@@ -132,6 +129,10 @@ class Doctor:
                     pipe.llen(own["checkpoints"])
                     pipe.hkeys(own["ledger"])
                     pipe.hgetall(own["calls"])
+                    pipe.hvals(keys.children(run_id))
+                    pipe.hmget(keys.run(above), ["status", "createdAt"])
+                    pipe.hget(keys.children(above), run_id)
+                    pipe.hexists(keys.ledger(above), _told_as(cast("bytes | None", place)))
                     for index in (keys.pending, keys.deadlines):
                         for call in sorted(names):
                             pipe.zscore(index, f"{run_id}:{call}")
@@ -145,14 +146,15 @@ class Doctor:
                 return None
             asked = {text(name): value for name, value in replies[9].items()}
             called = {name[2:] for name in asked if name.startswith("s:")}
-            if fields.get("token", b"") == token and called == names:
+            if fields.get("token", b"") == token and called == names and fields.get("parentRunId") == parent:
                 break
-            # The lease was looked for under another token, or calls that wait were not looked for.
+            # The lease was looked for under another token, or calls that wait, or its parent, were not looked for.
             token, names = fields.get("token", b""), called
-        lease, wakeup, listed, listed_for_agent, live, place, checkpoints, calls = replies[1:9]
+        lease, wakeup, listed, listed_for_agent, live, queued_at, checkpoints, calls = replies[1:9]
         count = len(names)
-        places = replies[10 : 10 + count], replies[10 + count : 10 + 2 * count]
-        rest = replies[10 + 2 * count :]
+        children, (parent_status, parent_created), counted, is_told = replies[10:14]
+        places = replies[14 : 14 + count], replies[14 + count : 14 + 2 * count]
+        rest = replies[14 + 2 * count :]
         scores, lifetimes = rest[: len(RunStatus)], rest[len(RunStatus) :]
         score = float(created or -1)
         return Snapshot(
@@ -167,7 +169,18 @@ class Doctor:
             calls=tuple(text(call) for call in calls),
             waits=tuple(_wait(call, asked, *found) for call, *found in zip(sorted(names), *places, strict=True)),
             thread_live=live is not None and text(live) == run_id,
-            thread_queued=place is not None,
+            thread_queued=queued_at is not None,
+            begun=len(children),
+            under_way=children.count(b"live"),
+            upward=None
+            if parent_status is None
+            else Upward(
+                live=text(parent_status) in _LIVE,
+                # A retry goes on with what was begun before it, and was given what that had come to by then.
+                adopted=int(parent_created or 0) > int(created or 0),
+                under_way=counted == b"live",
+                told=bool(is_told),
+            ),
         )
 
     async def _entries(self, run_id: str, last_seq: int) -> AsyncIterator[Entry]:
@@ -206,63 +219,6 @@ class Doctor:
         async with self._store.guard():
             return bool(await self._store.redis.exists(self._store.keys.run(run_id)))
 
-    async def _strays(self) -> AsyncIterator[Finding]:
-        """What the indexes of living runs have, and no record has. (Expired runs leave the others when those are
-        read.)"""
-        keys = self._store.keys
-        for status in _LIVE:
-            for index in (keys.runs(status=status), keys.tasks(status=status)):
-                async for run_id in self._members(index):
-                    if not await self._fits(index, run_id, run_id, {status}):
-                        yield Finding(run_id, "index", f"It is in the index of {status} runs, and its record is not.")
-        async for member in self._members(keys.leases):
-            run_id, _, token = member.rpartition(":")
-            if not await self._fits(keys.leases, member, run_id, {RunStatus.RUNNING}, token):
-                yield Finding(run_id, "state", f"There is a lease of attempt {token}, which is not running.")
-        async for run_id in self._members(keys.wakeups):
-            if not await self._fits(keys.wakeups, run_id, run_id, {RunStatus.QUEUED, RunStatus.SUSPENDED}):
-                yield Finding(run_id, "state", "There is a wake-up, and no run that waits for it.")
-
-    async def _stray_calls(self) -> AsyncIterator[Finding]:
-        """What the indexes of calls that wait have, and no run has."""
-        for index in (self._store.keys.pending, self._store.keys.deadlines):
-            async for member in self._members(index):
-                run_id, _, call = member.partition(":")
-                if not await self._waits(index, member, run_id, call):
-                    yield Finding(run_id, "calls", f"An index has the call {call}, which does not wait.")
-
-    async def _waits(self, index: str, member: str, run_id: str, call: str) -> bool:
-        """Whether a call waits as an index says; also when the index does not say so any more."""
-        async with self._store.guard(), self._store.redis.pipeline(transaction=True) as pipe:
-            pipe.zscore(index, member)
-            pipe.hget(self._store.keys.run(run_id), "status")
-            pipe.hget(self._store.keys.calls(run_id), f"s:{call}")
-            score, status, state = await pipe.execute()
-        waits = state is not None and state.startswith(b"pending ") and status is not None
-        return score is None or (waits and text(status) in _LIVE)
-
-    async def _fits(
-        self, index: str, member: str, run_id: str, statuses: set[RunStatus], token: str | None = None
-    ) -> bool:
-        """Whether a run is as an index says; also when the index does not say so any more."""
-        async with self._store.guard(), self._store.redis.pipeline(transaction=True) as pipe:
-            pipe.zscore(index, member)
-            pipe.hmget(self._store.keys.run(run_id), ["status", "token"])
-            score, values = await pipe.execute()
-        status, newest = (None if value is None else text(value) for value in values)
-        return score is None or (status in statuses and token in {None, newest})
-
-    async def _members(self, index: str) -> AsyncIterator[str]:
-        """The members of a sorted set. One may come twice."""
-        cursor = 0
-        while True:
-            async with self._store.guard():
-                cursor, rows = await self._store.redis.zscan(index, cursor, count=PAGE)
-            for member, _ in rows:
-                yield text(member)
-            if not cursor:
-                return
-
 
 def _wait(call: str, fields: Mapping[str, bytes], inbox: float | None, deadline: float | None) -> Wait:
     """A call, from its fields."""
@@ -279,3 +235,11 @@ def _wait(call: str, fields: Mapping[str, bytes], inbox: float | None, deadline:
         inbox=inbox,
         deadline=deadline,
     )
+
+
+def _told_as(place: bytes | None) -> str:
+    """The name in the ledger of its parent of what a run came to."""
+    if place is None:
+        return "?"
+    step, round_, call = text(place).split(" ", 2)
+    return ledger.answer_key(int(step), call, int(round_))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from durable import ledger
 from durable.doctor.finding import Finding
-from durable.runs import RunRecord
+from durable.runs import BACKGROUND, RunRecord
 from durable.store import text
 from durable.views import RunStatus
 
@@ -47,6 +47,23 @@ class Wait:
 
 
 @dataclass(frozen=True)
+class Upward:
+    """What the store has of the run that has started one.
+
+    Attributes:
+        live: Whether that has not ended.
+        adopted: Whether that is a retry, which goes on with what another run had started.
+        under_way: Whether it counts the one that it has started as under way.
+        told: Whether its ledger has what that one came to.
+    """
+
+    live: bool
+    adopted: bool
+    under_way: bool
+    told: bool
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """What the store has of a run at one moment.
 
@@ -64,6 +81,9 @@ class Snapshot:
         checkpoints: Entries of its checkpoints.
         calls: The calls that its ledger has.
         waits: The calls that wait, or waited, for an answer.
+        begun: Runs that it has started.
+        under_way: Those of them that it counts as under way.
+        upward: The run that has started it, if there is one.
     """
 
     record: RunRecord
@@ -78,6 +98,9 @@ class Snapshot:
     waits: tuple[Wait, ...] = ()
     thread_live: bool = False
     thread_queued: bool = False
+    begun: int = 0
+    under_way: int = 0
+    upward: Upward | None = None
 
 
 def is_whole(record: RunRecord) -> bool:
@@ -93,7 +116,7 @@ def judge(found: Snapshot) -> Iterator[Finding]:
         missing = ", ".join(name for name in _FIELDS if name not in fields) or "none"
         yield Finding(run_id, "record", f"Its record is not whole; fields that are missing: {missing}.")
         return
-    checks = (_state, _thread, _indexes, _lifetimes, _checkpoint, _waits)
+    checks = (_state, _thread, _indexes, _lifetimes, _checkpoint, _waits, _family)
     for check, message in [found_wrong for look in checks for found_wrong in look(found)]:
         yield Finding(run_id, check, message)
 
@@ -195,6 +218,20 @@ def _waits(found: Snapshot) -> Iterator[tuple[str, str]]:
     # A retry counts on from the run that it repeats, and has not all of its answers.
     if record.decisions != answers and "retryOf" not in record.fields:
         yield "calls", f"Its record counts {record.decisions} answers; its ledger has {answers}."
+
+
+def _family(found: Snapshot) -> Iterator[tuple[str, str]]:
+    """What a run came to is known to the one that has started it; and one that waits for what it has started has
+    something to wait for."""
+    record, upward = found.record, found.upward
+    if record.status is RunStatus.SUSPENDED and record.reason == BACKGROUND and not found.under_way:
+        yield "tasks", f"It waits for its background tasks, and none of its {found.begun} is under way."
+    if upward is None or not record.status.ended:
+        return
+    if upward.under_way:
+        yield "tasks", "It has ended, and the run that has started it counts it as under way."
+    if upward.live and not (upward.told or upward.adopted):
+        yield "tasks", "It has ended, and the run that has started it never hears what it came to."
 
 
 def _waiting(waits: bool) -> str:  # noqa: FBT001 - the one thing that it says

@@ -48,9 +48,9 @@ from durable.execution.recording import Again
 from durable.execution.retrying import Postponement, postponement
 from durable.execution.start import StartPoint
 from durable.execution.turn import MISSING, Turn, TurnEnd
-from durable.execution.waits import BACKGROUND, Waits
+from durable.execution.waits import Waits
 from durable.probes import Point, Probe, silent
-from durable.runs import BUDGET_REACHED, RunRecord, RunRequest
+from durable.runs import BACKGROUND, BUDGET_REACHED, RunRecord, RunRequest
 from durable.scripts import Arg
 from durable.settings import Settings
 from durable.suspension import RunSuspended

@@ -25,9 +25,9 @@ from durable.decisions import Answer
 from durable.definition import AgentDefinition, default_queue
 from durable.errors import RunConflict, RunExpired, StoreUnavailable
 from durable.execution.record import return_part
-from durable.execution.waits import BACKGROUND, Waits
+from durable.execution.waits import Waits
 from durable.probes import Point, Probe
-from durable.runs import TASK, NewRun, Parent, RunRecord, RunRequest, ToolCallRequest
+from durable.runs import BACKGROUND, TASK, NewRun, Parent, RunRecord, RunRequest, ToolCallRequest
 from durable.settings import Settings
 from durable.suspension import RunSuspended, Suspension
 from durable.tool_options import Disposition, ToolOptions

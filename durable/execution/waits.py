@@ -37,6 +37,7 @@ from durable.chunks.base import Json
 from durable.decisions import HANDLER, Answer, Question, RunAnswers, question_id, read_answers
 from durable.errors import DecisionExpired, StoreUnavailable, ToolResultInvalid
 from durable.execution.handlers import answer_of, outcome_of
+from durable.runs import BACKGROUND
 from durable.suspension import MARK, RunSuspended, Suspension, read_deferral
 from durable.translate import to_json_value
 from durable.translate.values import to_args
@@ -44,8 +45,6 @@ from durable.writer import Note, RunWriter, Waiting
 
 DECISION = "decision"
 """The reason of a run that waits for somebody to answer."""
-BACKGROUND = "background"
-"""The reason of a run that waits for its background tasks."""
 DECLINED: Final = "The tool call was not approved."
 MADE: Final[dict[str, Json]] = {"not": {}}
 """JSON schema of the arguments of a call that was made already: none can be changed."""

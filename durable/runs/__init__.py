@@ -2,6 +2,7 @@
 
 from durable.runs.collection import WAKE_GRACE, Runs, cancelled_chunks
 from durable.runs.record import (
+    BACKGROUND,
     BUDGET_REACHED,
     RETRYING,
     TASK,
@@ -20,6 +21,7 @@ from durable.runs.record import (
 )
 
 __all__ = [
+    "BACKGROUND",
     "BUDGET_REACHED",
     "NewRun",
     "OnBusy",

@@ -26,6 +26,8 @@ MaxTokens = Annotated[int, Field(ge=1, le=10**15)]
 MaxSeconds = Annotated[float, Field(gt=0, le=10 * 365 * 86_400)]
 THREAD_BUSY: Final = "thread_busy"
 """The reason of a queued run that waits for another run of its thread."""
+BACKGROUND: Final = "background"
+"""The reason of a run that waits for its background tasks."""
 TASK: Final = "task"
 """The kind of a run that makes one tool call of another one, in the background."""
 LONGEST_IDLE: Final = 300.0

@@ -6,6 +6,7 @@ import pytest
 
 from durable.decisions import Answer, Call, Question
 from durable.diagnosis import Circumstances, diagnose
+from durable.diagnosis.children import Child
 from durable.runs import RunRecord
 from durable.views import Diagnosis
 
@@ -213,3 +214,25 @@ def test_an_ended_run_tells_how() -> None:
     assert found.summary == "It completed. The step limit ended it."
     assert "retry" not in facts
     assert told({"status": "cancelled", "finishedAt": NOW})[0].summary == "It was cancelled."
+
+
+def child(n: int) -> Child:
+    fields = {"status": "queued", "kind": "task", "agent": "weather", "queue": "heavy", "toolName": "work"}
+    fields |= {"disposition": "deferred", "parentCall": f"1 0 c{n}"}
+    return Child(RunRecord(f"task-{n}", {name: value.encode() for name, value in fields.items()}))
+
+
+def test_of_very_many_tasks_some_are_named_and_the_others_counted() -> None:
+    fields = {"status": "suspended", "reason": "background", "idleUntil": NOW + 5000}
+    found, facts = told(fields, children=[child(n) for n in range(33)], wakeup_at=NOW + 5000, swept=False)
+    assert found.summary == "It waits for 33 background tasks."
+    assert [fact.code for fact in found.facts].count("task") == 20
+    assert facts["more_tasks"] == "It waits for 13 more background tasks."
+    assert facts["idle"] == "If none of them ends until 2026-11-24T08:00:05.000Z, it ends with what it has."
+    assert "unswept" in facts, "nobody ends it then"
+    assert found.facts[0].message == ("work (call c0, task task-0) is queued: it waits for a worker to take it up.")
+
+
+def test_a_run_that_waits_for_tasks_of_which_none_is_there_says_so() -> None:
+    found, _ = told({"status": "suspended", "reason": "background"})
+    assert found.summary == "It waits for background tasks, and has none that is under way."

@@ -1,31 +1,20 @@
-"""Why a run stands where it stands: what the store knows of it, and what that amounts to in words.
-
-Invariant: what is told was true at one moment; nothing is changed by asking. Moments are by the store's own clock.
-"""
+"""Why a run stands where it stands: what its circumstances amount to, in words. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, cast
+from typing import Final
 
-from durable.announcements import Announcement, Announcements
 from durable.chunks.base import Json
-from durable.decisions import Call, read_calls
-from durable.errors import UnknownAgent
-from durable.runs import BUDGET_REACHED, RETRYING, TASK, THREAD_BUSY, RunRecord, Runs
-from durable.settings import Settings
-from durable.store import Store, text
+from durable.diagnosis.circumstances import MOST_COUNTED, Circumstances
+from durable.diagnosis.standing import LIMIT_REACHED, NO_WORKER
+from durable.runs import BACKGROUND, BUDGET_REACHED, RETRYING, TASK, THREAD_BUSY, RunRecord
+from durable.store import text
 from durable.suspension import Kind, OnExpiry
-from durable.views import Diagnosis, Fact, RunStatus, RunView
+from durable.views import Diagnosis, Fact, RunStatus
 
-LIMIT_REACHED: Final = "limit_reached"
-"""The reason of a background task that waits for a place under a limit."""
-NO_WORKER: Final = "no_worker"
-"""The reason of a queued run whose agent no live worker serves."""
-MOST_COUNTED: Final = 1000
-"""Older queued runs that are looked at, at most."""
+MOST_TOLD: Final = 20
+"""Background tasks that are told one by one, at most."""
 _WAITED_FOR: Final[dict[Kind, str]] = {
     "approval": "an approval",
     "resume": "data",
@@ -45,160 +34,7 @@ _SPECIAL_ENDS: Final = {
     "max_iterations": " Its scorers never passed.",
     "goal_stopped": " Its goal was given up.",
 }
-# Workers show themselves every 2.5 seconds, or more often.
-_SILENT_SECONDS: Final = 4.0
 _NOBODY_LOOKS: Final = "Nobody looks for lost runs until a worker starts."
-
-
-@dataclass(frozen=True)
-class Circumstances:
-    """What the store knows of a run at one moment. Moments are ms since 1970.
-
-    Attributes:
-        record: The run.
-        now: The store's clock.
-        workers: Live workers that serve its agent.
-        silences: For each of them that has not shown itself for longer than usual, for how many seconds.
-        lease_until: Until when the lease of its newest attempt holds; None without a lease.
-        wakeup_at: When a wake-up that is lost is repeated; None without one.
-        ahead: Older queued runs of the same queue, counted up to a limit.
-        swept: Whether some process looks for lost runs.
-        thread_run: The run of its thread that it waits for; None when it waits for none.
-        max_attempts: Claims without progress after which it fails.
-        calls: Its tool calls that wait, or waited, for an answer.
-        agent: What is known of its agent, if it is a background task.
-        held: Whether it waits for a place under a limit.
-    """
-
-    record: RunRecord
-    now: int
-    workers: int = 0
-    silences: Sequence[float] = ()
-    lease_until: int | None = None
-    wakeup_at: int | None = None
-    ahead: int = 0
-    swept: bool = True
-    thread_run: str | None = None
-    max_attempts: int = 5
-    calls: Sequence[Call] = ()
-    agent: Announcement | None = None
-    held: bool = False
-
-    @property
-    def unserved(self) -> bool:
-        """Whether nobody is there to execute it. Who executes a `durable` agent need not be a worker."""
-        return self.workers == 0 and _needs_worker(self.record, self.agent)
-
-    @property
-    def at_last_attempt(self) -> bool:
-        """Whether its next attempt without progress is the last one, after others that were lost."""
-        claims = self.record.claims
-        return claims > 0 and claims + 1 == self.max_attempts
-
-
-async def views(store: Store, announcements: Announcements, records: Sequence[RunRecord]) -> list[RunView]:
-    """Runs as callers see them; one that waits because nobody serves its agent, or for a place under a limit, says so.
-
-    Raises:
-        StoreUnavailable: Redis does not answer.
-    """
-    waiting = [record for record in records if record.status is RunStatus.QUEUED]
-    kinds = {record.kind for record in waiting}
-    workers = await announcements.workers() if kinds & {"evented", TASK} else []
-    known = {item.name: item for item in await announcements.all()} if TASK in kinds else {}
-    without_place = await held(store, waiting)
-    found = []
-    for record in records:
-        view = record.view()
-        served = any(worker.serves(record.agent, record.queue) for worker in workers)
-        waits = record.status is RunStatus.QUEUED and _needs_worker(record, known.get(record.agent))
-        reason = LIMIT_REACHED if record.run_id in without_place else view.reason
-        if waits and not served and reason in {None, LIMIT_REACHED}:
-            reason = NO_WORKER
-        found.append(view if reason == view.reason else view.model_copy(update={"reason": reason}))
-    return found
-
-
-async def held(store: Store, records: Sequence[RunRecord]) -> set[str]:
-    """Those of some runs that wait for a place under a limit.
-
-    Raises:
-        StoreUnavailable: Redis does not answer.
-    """
-    asked = [(record.run_id, name) for record in records if record.status is RunStatus.QUEUED for name in record.limits]
-    if not asked:
-        return set()
-    async with store.guard(), store.redis.pipeline(transaction=False) as pipe:
-        for run_id, name in asked:
-            pipe.zscore(store.keys.limit_waiting(name), run_id)
-        found = await pipe.execute()
-    return {run_id for (run_id, _), score in zip(asked, found, strict=True) if score is not None}
-
-
-async def examine(
-    store: Store, runs: Runs, announcements: Announcements, settings: Settings, run_id: str
-) -> Circumstances:
-    """Look at a run and what surrounds it.
-
-    Raises:
-        UnknownRun, RunExpired: There is no such run.
-        StoreUnavailable: Redis does not answer.
-    """
-    keys = store.keys
-    record = await runs.get(run_id)
-    while True:
-        async with store.guard(), store.redis.pipeline(transaction=True) as pipe:
-            pipe.hgetall(keys.run(run_id))
-            pipe.zscore(keys.leases, f"{run_id}:{record.token}")
-            pipe.zscore(keys.wakeups, run_id)
-            pipe.exists(keys.sweeper)
-            pipe.hgetall(keys.calls(run_id))
-            pipe.time()
-            fields, lease, wakeup, swept, calls, (seconds, micros) = await pipe.execute()
-        if not fields:
-            record = await runs.get(run_id)  # it has just expired
-            continue
-        token, record = record.token, RunRecord(run_id, {text(name): value for name, value in fields.items()})
-        if record.token == token:
-            break  # else the lease is that of an attempt before
-    silences = await announcements.silences(record.agent, record.queue)
-    return Circumstances(
-        record,
-        now=int(seconds) * 1000 + int(micros) // 1000,
-        workers=len(silences),
-        silences=[silence for silence in silences if silence > _SILENT_SECONDS],
-        lease_until=None if lease is None else int(lease),
-        wakeup_at=None if wakeup is None else int(wakeup),
-        ahead=await _ahead(store, record) if record.status is RunStatus.QUEUED else 0,
-        swept=bool(swept),
-        thread_run=(await runs.thread(record.thread_id)).get("live") if record.behind and record.thread_id else None,
-        max_attempts=settings.max_attempts,
-        calls=read_calls(calls),
-        agent=await _agent_of(announcements, record),
-        held=run_id in await held(store, [record]),
-    )
-
-
-async def _agent_of(announcements: Announcements, record: RunRecord) -> Announcement | None:
-    if record.kind != TASK:
-        return None
-    try:
-        return await announcements.get(record.agent)
-    except UnknownAgent:
-        return None
-
-
-async def _ahead(store: Store, record: RunRecord) -> int:
-    """How many queued runs of the same queue are older."""
-    keys, created = store.keys, int(record.fields["createdAt"])
-    async with store.guard():
-        index = keys.runs(status=RunStatus.QUEUED)
-        older = await store.redis.zrangebyscore(index, "-inf", f"({created}", start=0, num=MOST_COUNTED)
-        async with store.redis.pipeline(transaction=False) as pipe:
-            for run_id in cast("list[bytes]", older):
-                pipe.hget(keys.run(text(run_id)), "queue")
-            queues = await pipe.execute()
-    return sum(1 for queue in queues if queue is not None and text(queue) == record.queue)
 
 
 def diagnose(found: Circumstances) -> Diagnosis:
@@ -241,7 +77,8 @@ def _queued(found: Circumstances) -> _Findings:
     if found.held:
         return LIMIT_REACHED, "It waits for a place: as many background tasks are executed as may be.", facts
     if view.reason == RETRYING:
-        return RETRYING, "Its model's provider failed; it waits until it is tried again.", facts
+        failed = "Its tool raised" if record.kind == TASK else "Its model's provider failed"
+        return RETRYING, f"{failed}; it waits until it is tried again.", facts
     if not found.swept:
         return "waiting", f"It waits for a worker to take it up. {_NOBODY_LOOKS}", facts
     if found.at_last_attempt:
@@ -286,13 +123,34 @@ def _suspended(found: Circumstances) -> _Findings:
     if reason == BUDGET_REACHED:
         return _spent(found)
     waiting = _pending(found)
-    facts = [*waiting, *_wakeup(found), *_attempts(found), *_cancel(found)]
-    if any(fact.details and "until" in fact.details for fact in waiting):
+    facts = [*waiting, *_tasks(found), *_wakeup(found), *_attempts(found), *_cancel(found)]
+    if any(fact.details and "until" in fact.details for fact in facts):
         facts += _unswept(found)
-    if not waiting:
-        return reason, f"It waits for something from outside: {reason}.", facts
     calls = "a tool call" if len(waiting) == 1 else f"{len(waiting)} tool calls"
-    return reason, f"It waits for somebody to answer {calls}.", facts
+    tasks = "a background task" if len(found.children) == 1 else f"{len(found.children)} background tasks"
+    awaited = [f"for somebody to answer {calls}"] if waiting else []
+    awaited += [f"for {tasks}"] if found.children else []
+    if awaited:
+        return reason, f"It waits {', and '.join(awaited)}.", facts
+    if reason == BACKGROUND:
+        return reason, "It waits for background tasks, and has none that is under way.", facts
+    return reason, f"It waits for something from outside: {reason}.", facts
+
+
+def _tasks(found: Circumstances) -> list[Fact]:
+    """What it waits for of what it has started; and until when, if its turn has ended."""
+    facts = []
+    for child in found.children[:MOST_TOLD]:
+        what = child.named
+        words = f"{what['toolName']} (call {what['toolCallId']}, task {what['taskId']}) "
+        facts.append(_fact("task", f"{words}{child.words(_moment(child.record, 'notBefore'))}.", **what))
+    if len(found.children) > MOST_TOLD:
+        more = len(found.children) - MOST_TOLD
+        facts.append(_fact("more_tasks", f"It waits for {more} more background tasks.", count=more))
+    until = _moment(found.record, "idleUntil")
+    if until is not None:
+        facts.append(_fact("idle", f"If none of them ends until {until}, it ends with what it has.", until=until))
+    return facts
 
 
 def _spent(found: Circumstances) -> _Findings:
@@ -368,7 +226,7 @@ def _workers(found: Circumstances) -> Fact:
 
 
 def _wakeup(found: Circumstances) -> list[Fact]:
-    if found.wakeup_at is None:
+    if found.wakeup_at is None or "idleUntil" in found.record.fields:
         return []
     again, at = int(found.record.fields.get("wakes", b"0")), _iso(found.wakeup_at)
     if not found.swept:
@@ -423,14 +281,6 @@ def _unswept(found: Circumstances) -> list[Fact]:
     if found.swept:
         return []
     return [_fact("unswept", _NOBODY_LOOKS)]
-
-
-def _needs_worker(record: RunRecord, agent: Announcement | None) -> bool:
-    """Whether only a worker executes a run: also the task of an agent that workers execute, or one in a queue of its
-    own."""
-    if record.kind != TASK or agent is None:
-        return record.kind == "evented"
-    return agent.kind == "evented" or agent.queue != record.queue
 
 
 def _fact(code: str, message: str, **details: Json) -> Fact:
