@@ -88,6 +88,7 @@ class ScriptedApi:
         log: The chunks of the one run that there is.
         run: The run object.
         streams: What the next SSE connections do, or what they answer instead.
+        feeds: What the next connections to the stream of all background tasks are sent, or are answered instead.
         submits: What the next submits answer.
         gets: What the next looks at the run answer.
         answers: What the next answers to tool calls are answered.
@@ -101,6 +102,7 @@ class ScriptedApi:
         self.log = text_log("Hel", "lo ", "wörld")
         self.run = run_object(status="completed", lastSeq=len(self.log), output="Hello wörld")
         self.streams: deque[Stream | Response] = deque()
+        self.feeds: deque[bytes | Response] = deque()
         self.submits: deque[Response] = deque()
         self.gets: deque[Response] = deque()
         self.cancels: deque[Response] = deque()
@@ -167,6 +169,7 @@ class ScriptedApi:
                 Route("/v1/runs/{run_id}/cancel", self._cancel, methods=["POST"]),
                 Route("/v1/runs/{run_id}/tool-calls/{call:path}/{verb}", self._answer, methods=["POST"]),
                 Route("/v1/pending", self._pending),
+                Route("/v1/background-tasks/stream", self._feed),
             ]
         )
 
@@ -185,6 +188,11 @@ class ScriptedApi:
             return self.submits.popleft()
         run_id = json.loads(await request.body()).get("runId") or "run-1"
         return JSONResponse(run_object(runId=run_id, status="queued", attempt=0), 202)
+
+    async def _feed(self, request: Request) -> Response:
+        await self._note(request)
+        given = self.feeds.popleft()
+        return given if isinstance(given, Response) else Response(given, media_type="text/event-stream")
 
     async def _submit_again(self, request: Request) -> Response:
         await self._note(request)

@@ -8,17 +8,15 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Final
 
 import orjson
 
 from durable.background.tasks import Tasks
 from durable.chunks import BackgroundTaskRunning, TaskRunningPayload, encode_body
+from durable.chunks.background import TASK_ENDS
 from durable.observer import Hub
 from durable.store import Store
 from durable.views import TaskStatus, TaskView
-
-_ENDS: Final = frozenset({"background-task-completed", "background-task-failed", "background-task-cancelled"})
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def read_news(message: bytes) -> Sequence[News]:
         chunk = orjson.loads(body)
         payload = chunk["payload"]
         wire = b'{"runId":%b,"from":"AGENT",%b' % (orjson.dumps(payload["runId"]), body[1:])
-        over = chunk["type"] in _ENDS
+        over = chunk["type"] in TASK_ENDS
         found.append(News(payload["taskId"], payload["runId"], payload["agentId"], over, wire))
     return found
 

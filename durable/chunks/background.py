@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from durable.chunks.base import Chunk, Json, Wire
+
+TASK_ENDS: Final = frozenset({"background-task-completed", "background-task-failed", "background-task-cancelled"})
+"""The types of the chunks that tell of the end of a task."""
 
 
 class TaskPayload(Wire):

@@ -19,10 +19,12 @@ import httpx
 from durable.chunks import Chunk
 from durable.chunks.base import Json
 from durable.client.backoff import Backoff
+from durable.client.bodies import beside, given, idle, idle_params
 from durable.client.outage import OnOutage
-from durable.client.paths import call_path, run_path, segment, task_path
+from durable.client.paths import call_path, run_path, segment
 from durable.client.remote import Remote
 from durable.client.subscription import Subscription, TreeSubscription
+from durable.client.tasks import TaskRequests
 from durable.errors import RunCancelled, RunFailed
 from durable.fold import Folder
 from durable.views import (
@@ -37,9 +39,6 @@ from durable.views import (
     RunPage,
     RunStatus,
     RunView,
-    TaskPage,
-    TaskStatus,
-    TaskView,
     ThreadMessagePage,
 )
 
@@ -48,7 +47,7 @@ _QUICK: Final = Backoff(patience=15.0)
 _PATIENT: Final = Backoff(patience=300.0)
 
 
-class Client:
+class Client(TaskRequests):
     """A connection to a server of durable runs. Use it as an async context manager, or call `aclose()`.
 
     Every method raises a class of `durable.errors`: the one that fits the server's code, `ServerUnreachable` when
@@ -82,9 +81,8 @@ class Client:
             ConfigurationError: `base_url` is not an HTTP URL.
         """
         url = base_url or os.environ.get("DURABLE_URL") or DEFAULT_URL
-        self._server = Remote(url, timeout=timeout, headers=headers, transport=transport, on_outage=on_outage)
-        self._retry = retry
-        self._reconnect = reconnect
+        remote = Remote(url, timeout=timeout, headers=headers, transport=transport, on_outage=on_outage)
+        super().__init__(remote, retry=retry, reconnect=reconnect)
 
     async def __aenter__(self) -> Self:
         return self
@@ -179,13 +177,13 @@ class Client:
             "resourceId": resource_id,
             "onBusy": on_busy,
             "background": background,
-            "untilIdle": _idle(until_idle),
+            "untilIdle": idle(until_idle),
         }
         if run_id is None and idempotency_key is None:
             idempotency_key = secrets.token_urlsafe(24)
         headers = {} if idempotency_key is None else {"idempotency-key": idempotency_key}
         path = f"/v1/agents/{segment(agent)}/runs"
-        return await self._server.ask("POST", path, RunView, body=_given(fields), headers=headers, backoff=self._retry)
+        return await self._server.ask("POST", path, RunView, body=given(fields), headers=headers, backoff=self._retry)
 
     async def get(self, run_id: str) -> RunView:
         """The run as it is now.
@@ -264,60 +262,6 @@ class Client:
         params = {"status": status, "agent": agent, "threadId": thread_id, "limit": limit, "cursor": cursor}
         return await self._server.ask("GET", "/v1/runs", RunPage, params=params)
 
-    async def tasks(
-        self,
-        *,
-        status: TaskStatus | str | None = None,
-        agent: str | None = None,
-        run_id: str | None = None,
-        tool_name: str | None = None,
-        limit: int | None = None,
-        cursor: str | None = None,
-    ) -> TaskPage:
-        """Background tasks, newest first, without their results. `run_id`: what this run has started, its sub-agents
-        included. `cursor` is the `next` of the page before."""
-        params = {
-            "status": status,
-            "agent": agent,
-            "run": run_id,
-            "toolName": tool_name,
-            "limit": limit,
-            "cursor": cursor,
-        }
-        return await self._server.ask("GET", "/v1/background-tasks", TaskPage, params=params)
-
-    async def task(self, task_id: str) -> TaskView:
-        """A background task as it is now, with its result. Its log is that of the run with the same id.
-
-        Raises:
-            UnknownRun: There is none.
-            RunExpired: Its retention has passed.
-        """
-        return await self._server.ask("GET", task_path(task_id), TaskView)
-
-    async def cancel_task(self, task_id: str, reason: str | None = None) -> TaskView:
-        """End a background task: its run goes on, and the model is told.
-
-        Raises:
-            UnknownRun: There is none.
-            RunEnded: It ended otherwise before.
-        """
-        path = f"{task_path(task_id)}/cancel"
-        return await self._server.ask("POST", path, TaskView, body=_given({"reason": reason}), backoff=self._retry)
-
-    async def resume_task(
-        self,
-        task_id: str,
-        data: Json = None,
-        *,
-        actor: str | None = None,
-        question: str | None = None,
-        until_idle: bool | float | None = None,
-    ) -> TaskView:
-        """Give the one call of a background task that waits its data. Otherwise as `resume`."""
-        body = {"data": data, **_beside(actor, question, until_idle)}
-        return await self._server.ask("POST", f"{task_path(task_id)}/resume", TaskView, body=body, backoff=self._retry)
-
     async def agents(self) -> list[AgentView]:
         """All agents that can be asked for runs."""
         return (await self._server.ask("GET", "/v1/agents", AgentPage)).agents
@@ -361,7 +305,7 @@ class Client:
             InvalidRequest: `after` is no cursor, negative or beyond the end.
             ServerUnreachable: The server was away for longer than `reconnect` is patient.
         """
-        path, params = f"{run_path(run_id)}/chunks", _idle_params(until_idle)
+        path, params = f"{run_path(run_id)}/chunks", idle_params(until_idle)
         if tree:
             subscription: Subscription = TreeSubscription(
                 self._server, path, root=run_id, after=after, backoff=self._reconnect, params=params
@@ -425,7 +369,7 @@ class Client:
             RunEnded: It ended otherwise before.
         """
         path = f"{run_path(run_id)}/cancel"
-        return await self._server.ask("POST", path, RunView, body=_given({"reason": reason}), backoff=self._retry)
+        return await self._server.ask("POST", path, RunView, body=given({"reason": reason}), backoff=self._retry)
 
     async def pending(
         self, *, agent: str | None = None, limit: int | None = None, cursor: str | None = None
@@ -465,7 +409,7 @@ class Client:
             InvalidRequest: The call does not wait for this, or what is given does not fit its schema. It still waits.
         """
         return await self._answer(
-            run_id, tool_call_id, "approve", {**_given({"args": args}), **_beside(actor, question, until_idle)}
+            run_id, tool_call_id, "approve", {**given({"args": args}), **beside(actor, question, until_idle)}
         )
 
     async def decline(
@@ -479,7 +423,7 @@ class Client:
         until_idle: bool | float | None = None,
     ) -> RunView:
         """Refuse a call that waits. The model is told the reason, and goes on. Otherwise as `approve`."""
-        body = {**_given({"reason": reason}), **_beside(actor, question, until_idle)}
+        body = {**given({"reason": reason}), **beside(actor, question, until_idle)}
         return await self._answer(run_id, tool_call_id, "decline", body)
 
     async def resume(
@@ -493,9 +437,7 @@ class Client:
         until_idle: bool | float | None = None,
     ) -> RunView:
         """Give a suspended call its data, or one that is executed elsewhere its result. Otherwise as `approve`."""
-        return await self._answer(
-            run_id, tool_call_id, "resume", {"data": data, **_beside(actor, question, until_idle)}
-        )
+        return await self._answer(run_id, tool_call_id, "resume", {"data": data, **beside(actor, question, until_idle)})
 
     async def raise_budget(
         self, run_id: str, *, max_tokens: int | None = None, max_seconds: float | None = None, actor: str | None = None
@@ -538,28 +480,3 @@ class Client:
     async def _answer(self, run_id: str, tool_call_id: str, verb: str, body: Mapping[str, Json]) -> RunView:
         path = f"{call_path(run_id, tool_call_id)}/{verb}"
         return await self._server.ask("POST", path, RunView, body=body, backoff=self._retry)
-
-
-def _idle(until_idle: bool | float | None) -> Json:  # noqa: FBT001 - it is the value itself
-    """For how long a run waits for its tasks, on the wire."""
-    return until_idle if until_idle is None or isinstance(until_idle, bool) else {"maxIdleMs": int(until_idle * 1000)}
-
-
-def _beside(actor: str | None, question: str | None, until_idle: bool | float | None) -> dict[str, Json]:  # noqa: FBT001
-    """What any answer to a call may say besides."""
-    return _given({"actor": actor, "questionId": question, "untilIdle": _idle(until_idle)})
-
-
-def _idle_params(until_idle: bool | float | None) -> dict[str, str]:  # noqa: FBT001 - it is the value itself
-    """The same, as a query."""
-    match _idle(until_idle):
-        case True:
-            return {"untilIdle": "true"}
-        case {"maxIdleMs": int(ms)}:
-            return {"maxIdleMs": str(ms)}
-    return {}
-
-
-def _given(fields: Mapping[str, Json]) -> dict[str, Json]:
-    """The fields that have a value."""
-    return {name: value for name, value in fields.items() if value is not None}

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final
 from urllib.parse import quote
 
 from durable.errors import InvalidRequest
+
+TASKS: Final = "/v1/background-tasks"
+"""All background tasks."""
 
 
 def run_path(run_id: str) -> str:
@@ -14,7 +18,7 @@ def run_path(run_id: str) -> str:
 
 def task_path(task_id: str) -> str:
     """A background task's own path."""
-    return f"/v1/background-tasks/{segment(task_id)}"
+    return f"{TASKS}/{segment(task_id)}"
 
 
 def call_path(run_id: str, tool_call_id: str) -> str:

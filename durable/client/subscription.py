@@ -1,4 +1,4 @@
-"""Following one run over HTTP, through lost connections and restarted servers.
+"""Following runs, and all background tasks, over HTTP, through lost connections and restarted servers.
 
 Invariant: every chunk after the cursor is given out once and in order. A duplicate is skipped; a gap, a broken frame
 or a stream that ends without the final chunk is a drop, and the log is asked again from the cursor.
@@ -15,6 +15,7 @@ import httpx
 from pydantic_core import from_json
 
 from durable.chunks import Chunk
+from durable.chunks.background import TASK_ENDS
 from durable.client.answers import PASSING, error_of, failure_of, retry_after
 from durable.client.backoff import Backoff
 from durable.client.remote import Remote
@@ -95,9 +96,8 @@ class Subscription:
             DurableError: There will be none.
         """
         self._faults += drop.fault
-        failure = drop.failure or ServerUnreachable(
-            f"The stream from {self._server} keeps breaking after chunk {self.cursor}."
-        )
+        after = f" after chunk {self.cursor}" if self.cursor else ""
+        failure = drop.failure or ServerUnreachable(f"The stream from {self._server} keeps breaking{after}.")
         delay = self._tries.pause(at_least=drop.pause)
         if delay is None or self._faults >= _MAX_FAULTS:
             raise failure
@@ -106,7 +106,7 @@ class Subscription:
     async def _connection(self) -> AsyncGenerator[Chunk, None]:
         """What one connection yields. Returns after the final chunk; raises `_Drop` at any other end."""
         request = self._http.build_request(
-            "GET", self._path, params={**self._params, "after": self.cursor}, headers=_HEADERS, timeout=self._timeout
+            "GET", self._path, params={**self._params, **self._after()}, headers=_HEADERS, timeout=self._timeout
         )
         self._asked = time.monotonic()
         try:
@@ -178,6 +178,10 @@ class Subscription:
         self._tries.succeeded()
         return chunk
 
+    def _after(self) -> dict[str, str]:
+        """Where to go on, as a query."""
+        return {"after": self.cursor}
+
     def _known(self, chunk: Chunk) -> int | None:  # noqa: ARG002 - all are of one run
         """The last seq of a chunk's run that was given out; None when that is not known."""
         return int(self.cursor)
@@ -214,3 +218,22 @@ class TreeSubscription(Subscription):
         self._over = bool(chunk.final) and chunk.run_id == self._root
         chunk.at(frame.id)
         return frame.id
+
+
+class FeedSubscription(Subscription):
+    """One reader of what all background tasks do. There is no cursor: who comes back is told anew what is executed."""
+
+    def __init__(self, server: Remote, path: str, *, backoff: Backoff, params: Mapping[str, str]) -> None:
+        """Connects when it is read. With a `task` among the `params` it ends with that."""
+        super().__init__(server, path, after="", backoff=backoff, params=params)
+        self._ends = "task" in params
+
+    def _after(self) -> dict[str, str]:
+        return {}
+
+    def _known(self, chunk: Chunk) -> int | None:  # noqa: ARG002 - nobody counts them
+        return None
+
+    def _take(self, chunk: Chunk, frame: Frame) -> str:  # noqa: ARG002 - it says all itself
+        self._over = self._ends and chunk.type in TASK_ENDS
+        return ""

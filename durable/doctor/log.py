@@ -12,6 +12,7 @@ from typing import Final
 import orjson
 
 from durable import ledger
+from durable.chunks.background import TASK_ENDS
 from durable.chunks.base import Json
 from durable.doctor.finding import Finding
 from durable.journal import Entry
@@ -24,9 +25,7 @@ _ANSWERS: Final = frozenset(
     {
         "tool-call-decided",
         "tool-output-denied",
-        "background-task-completed",
-        "background-task-failed",
-        "background-task-cancelled",
+        *TASK_ENDS,
     }
 )
 _OF_CALLS: Final = _OUTCOMES | _ASKING | _ANSWERS

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import Any
 
 import httpx
 from typer.testing import CliRunner
 
+from durable import Client
+from durable.chunks import BackgroundTaskRunning
 from durable.cli import app
 from durable.dev.redis_server import PrivateRedis
 from tests.caller import STREAM, Body, Caller, assert_problem
@@ -216,6 +218,24 @@ def test_the_feed_of_one_task_ends_with_it(caller: Caller) -> None:
         told = [json.loads(line.removeprefix("data: "))["type"] for line in lines if line.startswith("data: ")]
     assert told == ["background-task-resumed", "background-task-completed"]
     assert caller.get(path, params=params).status_code == 204
+
+
+async def test_the_client_follows_the_tasks_of_a_run_and_one_task_to_its_end(caller: Caller) -> None:
+    [view] = begun(caller, 'call nap {"ms": 60000}')
+    task_id, run_id = view["taskId"], view["runId"]
+    until(caller, task_id, "running")
+    async with Client(str(caller.base_url)) as client, aclosing(client.follow_tasks(run_id=run_id)) as of_run:
+        first = await anext(of_run)
+        assert isinstance(first, BackgroundTaskRunning)
+        assert (first.run_id, first.payload.task_id, first.payload.args) == (run_id, task_id, {"ms": 60_000})
+        told = []
+        async for chunk in client.follow_tasks(task_id=task_id):
+            told.append(chunk.type)
+            if len(told) == 1:
+                await client.cancel_task(task_id)
+        assert told == ["background-task-running", "background-task-cancelled"]
+        assert (await anext(of_run)).type == "background-task-cancelled"
+        assert [chunk async for chunk in client.follow_tasks(task_id=task_id)] == []
 
 
 def waits_for_tasks(caller: Caller, run_id: str) -> bool:
