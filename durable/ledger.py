@@ -17,6 +17,7 @@ from pydantic_ai.exceptions import ModelRetry, ToolFailed
 from pydantic_ai.messages import ToolReturn, ToolReturnContent, ToolReturnPart
 from pydantic_ai.tools import ToolDenied
 
+from durable import exact_json
 from durable.chunks.base import Json
 from durable.errors import LedgerCorrupt, ToolResultInvalid
 from durable.suspension import Suspension
@@ -72,6 +73,7 @@ class Outcome:
         healed: Whether hooks have made this of a failure: they are not asked again.
         aside: What it did to its run beside, as JSON.
         suspended: What it waits, or waited, for.
+        args: What it was made with before it waited, if the agent's own code had changed that.
         task: The background task that makes it meanwhile. `value` stands for its result until that is told.
         denied: Why it was declined. Not stored: the answer is.
     """
@@ -83,6 +85,7 @@ class Outcome:
     healed: bool = False
     aside: Json = None
     suspended: Suspension | None = None
+    args: dict[str, Json] | None = None
     task: Task | None = None
     denied: str | None = None
 
@@ -154,6 +157,26 @@ def step_of(field: str) -> int:
     return int(field.partition(":")[0].partition("!")[0].partition("+")[0])
 
 
+def started(args: dict[str, Json] | None = None) -> bytes:
+    """The entry of a call that is about to be made; `args` is what with, if the agent's own code has changed that."""
+    return STARTED if args is None else exact_json.dumps({"kind": "started", "args": args})
+
+
+def args_of(entry: bytes) -> dict[str, Json] | None:
+    """What a call was made with, by its entry, if the agent's own code had changed that before.
+
+    Raises:
+        LedgerCorrupt: It is no entry.
+    """
+    if not entry.startswith((b'{"kind":"started",', b'{"kind":"suspended",')):
+        return None
+    try:
+        found: dict[str, Json] | None = exact_json.loads(entry).get("args")
+    except ValueError as error:
+        raise LedgerCorrupt from error
+    return found
+
+
 def encode(outcome: Outcome) -> bytes:
     """The entry that records an outcome.
 
@@ -163,6 +186,8 @@ def encode(outcome: Outcome) -> bytes:
     more: dict[str, Json] = {"aside": outcome.aside} if outcome.aside else {}
     if outcome.healed:
         more["healed"] = True
+    if outcome.args is not None:
+        more["args"] = outcome.args
     if outcome.task is not None:
         more["task"] = [outcome.task.id, outcome.task.tool]
     if outcome.retry is not None:
@@ -173,7 +198,7 @@ def encode(outcome: Outcome) -> bytes:
         raised = outcome.raised
         return orjson.dumps({"kind": "raised", "failure": [raised.code, raised.message, raised.name], **more})
     if outcome.suspended is not None:
-        return orjson.dumps(
+        return exact_json.dumps(
             {"kind": "suspended", "for": outcome.suspended.model_dump(mode="json", exclude_none=True), **more}
         )
     kind, adapter = (b"tool-return", _RETURN) if isinstance(outcome.value, ToolReturn) else (b"content", _CONTENT)
@@ -200,7 +225,7 @@ def decode(entry: bytes) -> Outcome | None:
         LedgerCorrupt: It is no entry.
     """
     try:
-        fields = orjson.loads(entry)
+        fields = exact_json.loads(entry)
         aside, healed = fields.get("aside"), bool(fields.get("healed"))
         match fields["kind"]:
             case "started" | "again":
@@ -213,7 +238,8 @@ def decode(entry: bytes) -> Outcome | None:
                 code, message, name = fields["failure"]
                 return Outcome(raised=Raised(code, message, name), aside=aside)
             case "suspended":
-                return Outcome(suspended=Suspension.model_validate(fields["for"]), aside=aside)
+                waits = Suspension.model_validate(fields["for"])
+                return Outcome(suspended=waits, aside=aside, args=fields.get("args"))
             case "tool-return" | "content" as kind:
                 adapter = _RETURN if kind == "tool-return" else _CONTENT
                 value = adapter.validate_python(fields["value"])

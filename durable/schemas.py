@@ -13,7 +13,6 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any, Final
 
-import orjson
 from jsonschema import Draft202012Validator, FormatChecker
 from jsonschema.exceptions import ValidationError
 from jsonschema.validators import extend
@@ -21,6 +20,7 @@ from pydantic_core import SchemaError, SchemaValidator, core_schema
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
+from durable import exact_json
 from durable.chunks.base import Issue, Json
 
 MOST_PROBLEMS: Final = 20
@@ -58,7 +58,7 @@ def misfits(value: Json, schema: dict[str, Json], name: str) -> list[Issue]:
         UnusableSchema: It can't be told.
     """
     try:
-        usable, size = _usable(schema), len(orjson.dumps(value))
+        usable, size = _usable(schema), len(exact_json.dumps(value))
         left = iter(range(FEWEST_REFERENCES + REFERENCES_PER_BYTE * size))
         # A registry of its own: nothing is fetched from anywhere.
         checker = _checker(left)(usable, registry=Registry(), format_checker=_FORMATS)
@@ -76,7 +76,7 @@ def issue(place: Sequence[str | int], check: str) -> Issue:
 def _usable(schema: dict[str, Json]) -> dict[str, Json]:
     """The schema as it is used: in our dialect throughout, as the library goes over to its own where one is named."""
     usable: dict[str, Json] = _without_dialects(schema)
-    written = orjson.dumps(usable)
+    written = exact_json.dumps(usable)
     if b'"unevaluatedProperties"' in written and b'"patternProperties"' in written:
         raise UnusableSchema  # for these two together the library matches patterns itself
     root = DRAFT202012.create_resource(usable)

@@ -11,10 +11,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar, overload
 
-import orjson
 from pydantic import TypeAdapter, ValidationError
 from pydantic_ai import RunContext
 
+from durable import exact_json
 from durable.chunks import ToolOutput, ToolOutputPayload
 from durable.chunks.base import Chunk, Json
 from durable.errors import ConfigurationError
@@ -98,7 +98,7 @@ def resume_data(ctx: RunContext[Any], as_type: Any = None) -> Any:
     if as_type is None:
         return call.resume
     try:
-        return TypeAdapter(as_type).validate_json(orjson.dumps(call.resume))
+        return TypeAdapter(as_type).validate_json(exact_json.dumps(call.resume))
     except ValidationError as error:
         call.refused.append(error)
         raise

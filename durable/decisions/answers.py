@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-import orjson
-
+from durable import exact_json
 from durable.chunks.base import Json
 from durable.decisions.calls import Answer, Question, verbs_of
 from durable.errors import InvalidRequest, RequestTooLarge
@@ -47,7 +46,7 @@ async def check_answer(asked: Question, answer: Answer) -> None:
     if len(stored) > LARGEST_ANSWER:
         raise RequestTooLarge(f"An answer has {LARGEST_ANSWER} bytes, at most.")
     # What is stored is looked at: it may differ from what was given, as a number that JSON does not have.
-    values = orjson.loads(stored)
+    values = exact_json.loads(stored)
     if answer.kind == "approve" and answer.args is not None:
         checked = values["args"], asked.args_schema, "args"
     elif answer.kind == "resume":

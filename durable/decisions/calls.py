@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 import orjson
 from pydantic import Field
 
-from durable import ledger
+from durable import exact_json, ledger
 from durable.chunks.base import Issue, Json, Wire
 from durable.errors import InvalidRequest
 from durable.store import text
@@ -60,13 +60,13 @@ class Answer(Wire):
 
     def digest(self) -> str:
         """Equal for equal answers, whoever gives them, before they are stored and after."""
-        stored = orjson.loads(self.model_copy(update={"actor": None, "tool_name": None, "at": None}).to_json())
+        stored = exact_json.loads(self.model_copy(update={"actor": None, "tool_name": None, "at": None}).to_json())
         value = {name: given for name, given in stored.items() if given is not None}
-        return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
+        return hashlib.sha256(exact_json.dumps(value, sort_keys=True)).hexdigest()[:32]
 
     def to_json(self) -> bytes:
         """The stored form; `kind` comes first."""
-        return orjson.dumps(self.model_dump(mode="json", exclude_none=True))
+        return exact_json.dumps(self.model_dump(mode="json", exclude_none=True))
 
 
 class Question(Wire):
@@ -96,7 +96,7 @@ class Question(Wire):
 
     def to_json(self) -> bytes:
         """The stored form."""
-        return orjson.dumps(self.model_dump(mode="json", exclude_none=True))
+        return exact_json.dumps(self.model_dump(mode="json", exclude_none=True))
 
 
 Place = tuple[int, int]

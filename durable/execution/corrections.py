@@ -9,12 +9,12 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-import orjson
 from pydantic import TypeAdapter, ValidationError
 from pydantic_ai import RunContext
 from pydantic_ai.exceptions import ModelRetry, ToolFailed
 from pydantic_ai.toolsets import ToolsetTool
 
+from durable import exact_json
 from durable.chunks.base import Issue, Json
 from durable.schemas import MOST_PROBLEMS, issue
 from durable.suspension import Suspension, type_of
@@ -37,7 +37,7 @@ async def edited(tool: ToolsetTool[Any], ctx: RunContext[Any], args: dict[str, J
     """
     # As JSON, which the model's are too: a strict tool takes no date from a text otherwise.
     try:
-        found = dict(tool.args_validator.validate_json(orjson.dumps(args), context=ctx.validation_context))
+        found = dict(tool.args_validator.validate_json(exact_json.dumps(args), context=ctx.validation_context))
         if tool.args_validator_func is not None:
             said = tool.args_validator_func(ctx, **found)
             if inspect.isawaitable(said):
@@ -59,7 +59,7 @@ def check_data(asked: Suspension, data: Json) -> None:
     if kind is None:
         return  # `resume_data` looks at it in the tool
     try:
-        TypeAdapter(kind).validate_json(orjson.dumps(data))
+        TypeAdapter(kind).validate_json(exact_json.dumps(data))
     except ValidationError as error:
         raise AnswerRefused(issues_of(error, "data")) from error
     except Exception:  # noqa: BLE001 - a fault of the type's own code: it comes again in the tool, whose failure it is

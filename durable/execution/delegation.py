@@ -12,12 +12,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-import orjson
 from pydantic import TypeAdapter
 from pydantic_ai.messages import ModelRequest, UserPromptPart
 from pydantic_ai.usage import RunUsage
 
-from durable import ledger
+from durable import exact_json, ledger
 from durable.background.dispositions import disposition_of, limits_of, placeholder, task_id
 from durable.chunks import Chunk, ErrorInfo, ToolError, ToolErrorPayload
 from durable.chunks.base import Json
@@ -169,7 +168,7 @@ class Delegation:
             LedgerCorrupt: It can't be read.
         """
         data: Any = answer.data or {}
-        outcome = ledger.decode(orjson.dumps(data.get("entry")))
+        outcome = ledger.decode(exact_json.dumps(data.get("entry")))
         used = data.get("usage")
         return outcome or ledger.Outcome(), None if used is None else {"usage": own_usage(used)}
 

@@ -78,11 +78,11 @@ class CallRecord:
             found, round_ = entry, round_ + 1
         return found
 
-    async def started(self, tool_call_id: str, round_: int) -> None:
-        """Enter a call as started, and wait until that is stored."""
+    async def started(self, tool_call_id: str, round_: int, args: dict[str, Json] | None = None) -> None:
+        """Enter a call as started, and wait until that is stored; `args` is what with, if that is not the model's."""
         self._probe(Point.TOOL_START_BEFORE)
         field = ledger.key(self.step, tool_call_id, round_)
-        self._writer.note(Note(field=field, value=ledger.STARTED, progress=False))
+        self._writer.note(Note(field=field, value=ledger.started(args), progress=False))
         await self._writer.flush()
         self._probe(Point.TOOL_START_AFTER)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NoReturn
 
@@ -165,6 +166,8 @@ class RecordingToolset(WrapperToolset[Any]):
         agent's own has approved it already."""
         entry = self.record.known(call.id, call.round)
         outcome = None if entry is None else ledger.decode(entry)
+        if entry is not None:
+            await self._restore(call, entry)
         if entry is not None and outcome is not None:
             if self.waits.is_new(call.id, call.round):
                 self.asides.replay(call.ctx, outcome.aside)
@@ -179,6 +182,12 @@ class RecordingToolset(WrapperToolset[Any]):
             return await self._suspend(call, suspension)
         begun = interrupted or entry == ledger.AGAIN or call.asked is not None  # here, as there was no place for a task
         return (None if begun else await self._delegate(call)) or await self._execute(call)
+
+    async def _restore(self, call: _Call, entry: bytes) -> None:
+        """Take up what the agent's own code had made of the arguments in an earlier attempt: it is not asked again."""
+        args = ledger.args_of(entry)
+        if args is not None and self.waits.edited_before(call.id, args):
+            await _edit(call, args, replace(call.ctx, tool_call_approved=True))  # else it was not made
 
     async def _waits_for(self, call: _Call, *, interrupted: bool) -> Suspension | None:
         """What the call has to wait for before its body may run."""
@@ -242,7 +251,10 @@ class RecordingToolset(WrapperToolset[Any]):
 
     async def _execute(self, call: _Call) -> ledger.Outcome:
         timeout = timeout_of(options_of(call.tool.tool_def))
-        await self.record.started(call.id, call.round)
+        edits = None
+        with suppress(ToolResultInvalid):  # then it can be made only here and now
+            edits = self.waits.edits(call.id)
+        await self.record.started(call.id, call.round, edits)
         allowed = self.task is not None and self.task.approved
         aside, did = self.asides.begin(replace(call.ctx, tool_call_approved=True) if allowed else call.ctx), None
         context = self.context(call.id, call.name)
@@ -274,7 +286,7 @@ class RecordingToolset(WrapperToolset[Any]):
         return outcome
 
     async def _suspend(self, call: _Call, suspension: Suspension, aside: Json = None) -> ledger.Outcome:
-        outcome = ledger.Outcome(suspended=suspension, aside=aside)
+        outcome = ledger.Outcome(suspended=suspension, aside=aside, args=self.waits.edits(call.id))
         if len(ledger.encode(outcome)) > self.max_result_bytes:
             raise ToolResultInvalid(
                 f"The tool {call.name!r} was suspended with more than {self.max_result_bytes} bytes."
@@ -416,6 +428,12 @@ def _callable(tool: ToolsetTool[Any]) -> ToolsetTool[Any]:
     return replace(tool, tool_def=replace(tool.tool_def, kind="function"))
 
 
+async def _edit(call: _Call, args: dict[str, Json], ctx: RunContext[Any]) -> None:
+    """Give a call other arguments. Raises what `edited` raises."""
+    call.args = await edited(call.tool, ctx, args)
+    call.chosen = call.args.pop(CHOICE, call.chosen)
+
+
 async def _take(call: _Call, waits: Suspension, answer: Answer) -> None:
     """What the call is made with, after an answer that lets it be made.
 
@@ -426,8 +444,7 @@ async def _take(call: _Call, waits: Suspension, answer: Answer) -> None:
     approved = replace(call.ctx, tool_call_approved=True)
     # What a handler of this attempt has changed, the call was validated with.
     if answer.args is not None and not (answer.actor == HANDLER and call.ctx.tool_call_approved):
-        call.args = await edited(call.tool, approved, answer.args)
-        call.chosen = call.args.pop(CHOICE, call.chosen)
+        await _edit(call, answer.args, approved)
     if waits.kind == "resume":
         call.asked = waits
         if answer.kind == "resume":

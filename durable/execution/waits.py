@@ -98,6 +98,7 @@ class Waits:
         self._left: dict[str, tuple[int, ledger.Outcome]] = {}
         self._hooked: set[str] = set()
         self._edited: dict[str, ToolApproved] = {}
+        self._restored: dict[str, dict[str, Json]] = {}
         self._here: set[str] = set()
         self._kinds: dict[str, str] = {}
 
@@ -110,6 +111,7 @@ class Waits:
         self._left.clear()
         self._hooked.clear()
         self._edited.clear()
+        self._restored.clear()
 
     def deferred(self, requests: DeferredToolRequests) -> None:
         """All calls of the step that were deferred, before anybody is asked about them.
@@ -227,10 +229,26 @@ class Waits:
         Raises:
             ToolResultInvalid: A handler has changed the arguments to what has no JSON form.
         """
-        if call_id in self._edited:
-            return answer_of(self._edited[call_id]).args
+        if (edits := self.edits(call_id)) is not None:
+            return edits
         found = to_args(self._calls[call_id].args) if call_id in self._calls else None
         return found if isinstance(found, dict) else None
+
+    def edits(self, call_id: str) -> dict[str, Json] | None:
+        """What the agent's own code has made of the arguments of a call; None when nothing.
+
+        Raises:
+            ToolResultInvalid: It has no JSON form.
+        """
+        return answer_of(self._edited[call_id]).args if call_id in self._edited else self._restored.get(call_id)
+
+    def edited_before(self, call_id: str, args: dict[str, Json]) -> bool:
+        """The agent's own code has made this of the arguments of a call, in an earlier attempt. Returns whether that is
+        news: what somebody has answered since stands, and what that code says in this attempt."""
+        if call_id in self._edited or self._restored.get(call_id) == args:
+            return False
+        self._restored[call_id] = args
+        return True
 
     def at(self, name: str) -> Answer | None:
         """An answer, by its name in the ledger, if it is known."""

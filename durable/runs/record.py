@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 
-import orjson
 from pydantic import ConfigDict, Field
 
+from durable import exact_json
 from durable.chunks.base import Json, Wire
 from durable.errors import InvalidRequest
 from durable.views import RunStatus, RunView
@@ -126,7 +126,7 @@ class RunRequest(Wire):
     def digest(self, agent: str, metadata: Mapping[str, Json] | None) -> str:
         """A hash that is equal for equal requests, whatever the order of their fields."""
         value = [agent, self.model_dump(mode="json", exclude_none=True), metadata or {}]
-        return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()
+        return hashlib.sha256(exact_json.dumps(value, sort_keys=True)).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -266,7 +266,7 @@ class RunRecord:
     def json(self, name: str) -> Json:
         """A field that holds JSON; None when it is missing."""
         value = self.fields.get(name)
-        return None if value is None else orjson.loads(value)
+        return None if value is None else exact_json.loads(value)
 
     def view(self) -> RunView:
         """What callers are told of the run."""

@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import orjson
-
-from durable import ledger
+from durable import exact_json, ledger
 from durable.chunks import (
     BackgroundTaskCancelled,
     BackgroundTaskCompleted,
@@ -103,10 +101,10 @@ class Report:
     def _ended(self, chunk: Chunk, outcome: ledger.Outcome, usage: Usage | None) -> dict[str, bytes]:
         if outcome.denied is not None:
             outcome = ledger.Outcome(failed=outcome.denied)
-        entry: dict[str, Json] = {"entry": orjson.loads(ledger.encode(outcome))}
+        entry: dict[str, Json] = {"entry": exact_json.loads(ledger.encode(outcome))}
         if usage is not None:
             entry["usage"] = usage.model_dump(mode="json", exclude_none=True)
-        return {"told": encode_body(chunk), "outcome": orjson.dumps({"kind": "outcome", "data": entry})}
+        return {"told": encode_body(chunk), "outcome": exact_json.dumps({"kind": "outcome", "data": entry})}
 
 
 def _now() -> str:

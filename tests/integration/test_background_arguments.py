@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from datetime import date
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 
 import pytest
 from pydantic import Strict
-from pydantic_ai import Agent, ModelRetry, RunContext
+from pydantic_ai import Agent, ApprovalRequired, ModelRetry, RunContext
 from pydantic_ai.capabilities import HandleDeferredToolCalls
 from pydantic_ai.messages import ModelMessage, ModelResponse
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
@@ -17,8 +18,9 @@ from pydantic_ai.models.test import TestModel
 from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults, ToolApproved, ToolDefinition
 from pydantic_ai.toolsets import ExternalToolset
 
-from durable import Background, RunHandle, agent_tool
+from durable import Background, RunHandle, agent_tool, resume_data, suspend
 from durable.errors import RunFailed
+from tests.conftest import eventually
 from tests.integration.test_background import calling, heard, idle, started, told
 
 DAY = "2026-11-24"
@@ -56,8 +58,9 @@ def edited_by_a_handler(edited: dict[str, Any], body: Any = on, **options: Any) 
     """An agent whose own handler approves the call `c1` at once, with other arguments."""
 
     async def decide(_: RunContext[Any], requests: DeferredToolRequests) -> DeferredToolResults:
-        approved = {"c1": ToolApproved(override_args=edited)} if requests.approvals else {}
-        return requests.build_results(approvals=approved)
+        # What the tool itself asks is for people.
+        mine = [call for call in requests.approvals if not requests.metadata.get(call.tool_call_id)]
+        return requests.build_results(approvals={"c1": ToolApproved(override_args=edited)} if mine else {})
 
     agent: Agent[Any, str] = Agent(
         calling(("on", {"day": DAY})), name="support", capabilities=[HandleDeferredToolCalls(decide)]
@@ -252,3 +255,141 @@ async def test_who_approves_a_call_with_other_arguments_may_leave_the_choice_or_
         await handle.approve("c1", args=edit)
         assert await told(handle) == [["c1", "success", "done 2"]]
         assert await made(handle) == where
+
+
+HUGE = 2**70 + 1
+
+
+async def double(ctx: RunContext[Any], n: int) -> dict[str, int]:
+    """Asks before it answers, if it is to."""
+    if n < 0 and resume_data(ctx) is None:
+        raise suspend({"n": n})
+    return {"twice": n * 2 + (resume_data(ctx) or 0)}
+
+
+@pytest.mark.parametrize("background", ["foreground", "awaited", "deferred"])
+@pytest.mark.parametrize("approved", [False, True], ids=["at once", "once it is approved"])
+async def test_an_integer_may_have_any_size(connected: Any, background: str, approved: bool) -> None:
+    agent = Agent(calling(("double", {"n": HUGE})), name="support")
+    agent.tool(metadata={"durable": {"background": background}}, requires_approval=approved)(double)
+    async with connected(agent) as durable:
+        handle = await durable.stream("go", until_idle=True)
+        if approved:
+            await idle(handle, reason="decision")
+            [call] = (await handle.status()).pending or []
+            assert call.args == {"n": HUGE}
+            await handle.approve("c1")
+        found = await told(handle)
+        if background == "deferred":
+            assert found[1] == f'completed. Its result: {{"twice":{HUGE * 2}}}'
+        else:
+            assert found == [["c1", "success", {"twice": HUGE * 2}]]
+        if background != "foreground":
+            [task] = await started(handle)
+            assert (await (await durable.handle(task)).status()).output == {"twice": HUGE * 2}
+
+
+@pytest.mark.parametrize("background", ["foreground", "awaited"])
+async def test_an_integer_may_have_any_size_also_in_what_people_and_tools_say(connected: Any, background: str) -> None:
+    agent = Agent(calling(("double", {"n": 1})), name="support")
+    agent.tool(metadata={"durable": {"background": background}}, requires_approval=True)(double)
+    async with connected(agent) as durable:
+        handle = await durable.stream("go")
+        await idle(handle, reason="decision")
+        await handle.approve("c1", args={"n": -HUGE})
+        await handle.approve("c1", args={"n": -HUGE})  # the same again is fine
+
+        async def asked() -> bool:
+            calls = (await handle.status()).pending or []
+            return [call.payload for call in calls] == [{"n": -HUGE}]
+
+        await eventually(asked, what="the tool to ask")
+        [call] = (await handle.status()).pending or []
+        where = await durable.handle(call.run_id) if call.run_id else handle
+        await where.resume("c1", HUGE * 3)
+        assert await told(handle) == [["c1", "success", {"twice": HUGE}]]
+
+
+@pytest.mark.parametrize("background", ["foreground", "awaited"])
+async def test_an_integer_may_have_any_size_also_where_a_handler_has_put_it(connected: Any, background: str) -> None:
+    async def anything(_: RunContext[Any], day: Any) -> int:
+        found: int = day * 2
+        return found
+
+    async with connected(edited_by_a_handler({"day": HUGE}, anything, background=background)) as durable:
+        assert await told(await durable.stream("go")) == [["c1", "success", HUGE * 2]]
+
+
+@pytest.mark.parametrize("background", ["foreground", "awaited"])
+async def test_what_a_handler_makes_of_the_arguments_is_kept_while_the_tool_waits(
+    connected: Any, background: str
+) -> None:
+    """A tool that suspends is called again by a later attempt, which no handler is asked for once more."""
+    made: list[Any] = []
+
+    async def on_day(ctx: RunContext[Any], day: date) -> str:
+        made.append(day)
+        found = resume_data(ctx)
+        if found is None:
+            raise suspend({"day": str(day)})
+        return f"{day} {found}"
+
+    async with connected(edited_by_a_handler({"day": date(2027, 1, 1)}, on_day, background=background)) as durable:
+        handle = await durable.stream("go")
+
+        async def asked() -> bool:
+            return [call.tool_call_id for call in (await handle.status()).pending or []] == ["c1"]
+
+        await eventually(asked, what="the tool to ask")
+        [call] = (await handle.status()).pending or []
+        where = await durable.handle(call.run_id) if call.run_id else handle
+        await where.resume("c1", "blue")
+        assert await told(handle) == [["c1", "success", "2027-01-01 blue"]]
+    assert made == [date(2027, 1, 1)] * 2
+
+
+async def test_what_a_handler_makes_of_the_arguments_is_kept_when_the_worker_is_lost_in_the_tool(
+    connected: Any,
+) -> None:
+    made: list[Any] = []
+    begun = asyncio.Event()
+
+    async def on_day(_: RunContext[Any], day: date) -> str:
+        made.append(day)
+        if len(made) == 1:
+            begun.set()
+            await asyncio.Event().wait()
+        return str(day)
+
+    async with connected(edited_by_a_handler({"day": date(2027, 1, 1)}, on_day)) as durable:
+        handle = await durable.stream("go")
+        await begun.wait()
+        (await durable._backend()).engine.hand_back(handle.run_id)
+        assert await told(handle) == [["c1", "success", "2027-01-01"]]
+    assert made == [date(2027, 1, 1)] * 2
+
+
+async def test_what_people_make_of_the_arguments_of_a_handler_stands(connected: Any) -> None:
+    async def on_day(ctx: RunContext[Any], day: date) -> str:
+        if day.year == 2027:
+            raise ApprovalRequired({"what": "is that so?"})
+        found = resume_data(ctx)
+        if found is None:
+            raise suspend({"what": "which colour?"})
+        return f"{day} {found}"
+
+    async with connected(edited_by_a_handler({"day": date(2027, 1, 1)}, on_day)) as durable:
+        handle = await durable.stream("go")
+        for question, answer in (("is that so?", {"day": "2028-01-01"}), ("which colour?", None)):
+
+            async def asked(question: str = question) -> bool:
+                calls = (await handle.status()).pending or []
+                return [call.payload for call in calls] == [{"what": question}]
+
+            await eventually(asked, what=question)
+            await idle(handle, reason="decision")
+            if answer is not None:
+                await handle.approve("c1", args=answer)
+            else:
+                await handle.resume("c1", "blue")
+        assert await told(handle) == [["c1", "success", "2028-01-01 blue"]]
