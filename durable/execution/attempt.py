@@ -194,7 +194,12 @@ class Attempt:
             probe,
         )
         self._endings = Endings(
-            definition, record, start.conversation, self._turn, None if mirror is None else mirror.report
+            definition,
+            record,
+            start.conversation,
+            self._turn,
+            None if mirror is None else mirror.report,
+            settings.max_tool_result_bytes,
         )
         self.lookout = Lookout(self._look)
         self._task: asyncio.Task[Outcome] | None = None

@@ -15,6 +15,7 @@ from durable import ledger
 from durable.chunks import AbortPayload, Chunk, Error, ErrorInfo, ErrorPayload, FinishReason
 from durable.conversation import Conversation
 from durable.definition import AgentDefinition
+from durable.errors import ToolResultInvalid
 from durable.execution.turn import Turn, TurnEnd, last_text
 from durable.outputs import output_fields
 from durable.runs import BUDGET_REACHED, RunRecord, cancelled_chunks
@@ -37,11 +38,19 @@ class Endings:
         given: What it was given.
         turn: What it has done.
         parent: Words what the run is told that has started this one, if one has.
+        max_result_bytes: How much that one may be told as a result.
     """
 
     def __init__(
-        self, definition: AgentDefinition, record: RunRecord, given: Conversation, turn: Turn, parent: Report | None
+        self,
+        definition: AgentDefinition,
+        record: RunRecord,
+        given: Conversation,
+        turn: Turn,
+        parent: Report | None,
+        max_result_bytes: int,
     ) -> None:
+        self._max_result_bytes = max_result_bytes
         self._definition = definition
         self._run_id = record.run_id
         self._thread_id = record.thread_id
@@ -69,10 +78,13 @@ class Endings:
             else:
                 extra["output"] = end.output
             fields.update(output_fields(self._definition.agent, end.output))
+        outcome = ledger.Outcome(value=to_json_value(extra.get("output", text)))
+        if self._parent is not None and len(ledger.encode(outcome)) > self._max_result_bytes:
+            return self.failed(self._too_much())
         finish = self._turn.translator.finish(
             usage=self._turn.usage, text=text, max_steps_reached=end.limited, budget_reached=budget, **extra
         )
-        fields.update(self._report(ledger.Outcome(value=to_json_value(extra.get("output", text)))))
+        fields.update(self._report(outcome))
         return self._ending(RunStatus.COMPLETED, fields), [finish.model_copy(update={"final": True})]
 
     def failed(self, error: ErrorInfo, outcome: ledger.Outcome | None = None) -> tuple[Ending, list[Chunk]]:
@@ -115,6 +127,11 @@ class Endings:
         if error is not None:
             return self._parent.failed(error, outcome, usage)
         return self._parent.cancelled(usage) if outcome is None else self._parent.completed(outcome, usage)
+
+    def _too_much(self) -> ErrorInfo:
+        """Why the run of an agent fails that another one has asked: its output is the result of a call."""
+        name, most = self._definition.name, self._max_result_bytes
+        return ErrorInfo(code=ToolResultInvalid.code, message=f"The agent {name!r} returned more than {most} bytes.")
 
     def _last(self, reason: FinishReason) -> Chunk:
         finish = self._turn.translator.finish(reason=reason, usage=self._turn.usage, text="")

@@ -536,6 +536,33 @@ class TestSubAgents:
             handle = await agent.stream("go", until_idle=True)
             assert (await told(handle))[1] == "failed: The run ended with RuntimeError."
 
+    @pytest.mark.parametrize("background", ["awaited", "deferred"])
+    @pytest.mark.parametrize("structured", [False, True], ids=["text", "structured"])
+    async def test_an_agent_that_returns_too_much_has_failed_and_its_run_is_told(
+        self, settings: Settings, store: Store, background: Any, structured: bool
+    ) -> None:
+        small = settings.model_copy(update={"max_tool_result_bytes": 2000})
+        much = "x" * 3000
+        model = TestModel(custom_output_args=[much]) if structured else TestModel(custom_output_text=much)
+        other: Any = create_durable_agent(
+            Agent(model, name="other", output_type=list[str] if structured else str), cache=small
+        )
+        alone = await other.generate("why?")
+        assert len(str(alone.output)) >= 3000, "what nobody has asked for as a tool has no such limit"
+        boss = Agent(
+            calling(("other", {"prompt": "why?"})), name="boss", tools=[agent_tool(other, background=background)]
+        )
+        async with create_durable_agent(boss, cache=small, on_tool_error="continue") as agent:
+            handle = await agent.stream("go", until_idle=True)
+            words = "The agent 'other' returned more than 2000 bytes."
+            ways = {"awaited": ["c1", "failed", words], "deferred": f"failed: {words}"}
+            assert (await told(handle))[-1] == ways[background]
+            [child] = await children(store, handle)
+            view = await (await agent.handle(child)).status()
+            assert (view.status, view.error and view.error.code) == ("failed", "tool_result_invalid")
+            assert (await types(handle)).count("background-task-failed") == 1
+        await other.aclose()
+
 
 async def test_a_run_that_is_executed_learns_that_it_is_to_wait_for_its_tasks(connected: Any) -> None:
     gate, held, inside = Gate(), asyncio.Event(), asyncio.Event()
