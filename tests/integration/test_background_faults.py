@@ -32,7 +32,7 @@ from durable.sweeper import Sweeper
 from tests.chaos.flows import Flow
 from tests.chaos.play import let_them_be_found, play, sweep
 from tests.chaos.stage import Stage
-from tests.chaos.task_flows import TASK_FLOWS, UNTIL_IDLE
+from tests.chaos.task_flows import CANCELLED, TASK_FLOWS, UNTIL_IDLE
 from tests.conftest import eventually
 from tests.integration.test_background import Gate, agent_of, calling, children, heard, idle, told, types
 from tests.workbench import Workbench, completed, finish, new_run
@@ -111,6 +111,47 @@ class TestResults:
             stubborn.set()
             assert (await ended(await agent.handle(task))).status == "cancelled"
             assert (await handle.status()).last_seq == last
+
+    async def test_what_comes_when_the_run_has_failed_changes_nothing_of_it(self, connected: Any, store: Store) -> None:
+        gate = Gate()
+        agent = Agent(calling(("work", {"n": 1}), ("fail", {})), name="support")
+        agent.tool(name="work", metadata={"durable": {"background": True}})(gate.work)
+
+        @agent.tool_plain(metadata={"durable": {"background": "awaited"}})
+        def fail() -> str:
+            raise LookupError
+
+        async with connected(agent) as durable:
+            handle = await durable.stream("go", until_idle=True)
+            failed = await ended(handle)
+            assert (failed.status, failed.error.code) == ("failed", "tool_failed")
+            [task] = [
+                chunk.payload.task_id
+                async for chunk in handle.observe()
+                if chunk.type == "background-task-started" and chunk.payload.tool_name == "work"
+            ]
+            gate.open.set()
+            assert (await (await durable.handle(task)).result()).output == "done 1"
+            assert await handle.status() == failed
+        assert await store.redis.hget(store.keys.children(handle.run_id), task) == b"ended"
+
+    @pytest.mark.parametrize(
+        ("point", "made"),
+        [(Point.TOOL_END_BEFORE, 2), (Point.TOOL_END_AFTER, 2), (Point.FINISH_BEFORE, 1), (Point.FINISH_AFTER, 1)],
+    )
+    async def test_a_worker_that_is_lost_between_a_result_and_its_delivery_neither_loses_nor_doubles_it(
+        self, stage: Stage, point: Point, made: int
+    ) -> None:
+        run_id = await stage.bench.create(agent=AWAITED.agent)
+        assert stage.execute(run_id).outcome == "suspended"
+        _, task, _ = await stage.family(run_id)
+        assert stage.execute(task, point, of=run_id).crashed
+        await let_them_be_found(stage, [run_id])
+        await play(stage, AWAITED, run_id)
+        assert json.loads((await stage.record(run_id)).json("output")) == AWAITED.told
+        assert len(stage.effects(run_id, "pay")) == made
+        kinds = [chunk.type for chunk in await stage.bench.chunks(run_id)]
+        assert (kinds.count("background-task-completed"), kinds.count("tool-result")) == (2, 2)
 
     async def test_one_that_comes_just_before_the_run_is_suspended_is_no_result_as_it_is_stored(
         self, connected: Any, store: Store, monkeypatch: pytest.MonkeyPatch
@@ -233,6 +274,30 @@ class TestStarts:
         assert len(statuses) >= 2
         assert set(statuses) == {"cancelled"}
         assert stage.effects(run_id, "pay", "send") == []
+
+    @pytest.mark.parametrize("when", [None, Point.MIRROR_AFTER, Point.TOOL_START_BEFORE, Point.TOOL_START_AFTER])
+    async def test_a_task_that_is_cancelled_while_it_starts_makes_no_call_and_its_run_is_told(
+        self, stage: Stage, when: Point | None
+    ) -> None:
+        run_id = await stage.bench.create(agent=AWAITED.agent)
+        assert stage.execute(run_id).outcome == "suspended"
+        _, task, other = await stage.family(run_id)
+
+        def probe(point: Point) -> None:
+            if point is when:
+                engine.cancel(task)
+
+        if when is None:
+            await stage.bench.runs.cancel(task)
+        else:
+            async with stage.engine(probe) as engine:
+                assert await engine.execute(task) == "cancelled"
+        assert (await stage.record(task)).status == "cancelled"
+        assert stage.effects(run_id, "pay") == []
+        assert stage.execute(other, of=run_id).outcome == "completed"
+        assert stage.execute(run_id).outcome == "completed"
+        heard_of = json.loads((await stage.record(run_id)).json("output"))
+        assert heard_of == AWAITED.told | {"c1": ["failed", CANCELLED]}
 
     async def test_a_task_that_an_earlier_version_of_the_tool_has_started_is_the_task(self, stage: Stage) -> None:
         """The call's task was started, the worker was lost, and the next one has a tool with other options."""
