@@ -18,10 +18,13 @@ from pydantic_ai import Agent, RunContext, Tool
 from pydantic_ai.messages import ModelMessage, UserPromptPart
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
 
-from durable import create_durable_agent, create_evented_agent, emit
+from benchmarks.bodies import stay, work
+from durable import EventedAgent, create_durable_agent, create_evented_agent, emit
 
 ASKED: Final = re.compile(rb"asked @(\d+)@")
 SAID: Final = re.compile(rb"said @(\d+)@")
+LIMIT: Final = 50
+"""Tasks of `limited` at a time."""
 
 
 def prompt(*, deltas: int, hold_ms: float = 0, pause_ms: float = 0) -> str:
@@ -81,3 +84,46 @@ waiting_in_tool = create_evented_agent(
     Agent(FunctionModel(stream_function=call_wait), name="waiting-in-tool", tools=[Tool(wait)])
 )
 in_process = create_durable_agent(Agent(FunctionModel(stream_function=speak), name="in-process"))
+
+
+async def delegate(messages: list[ModelMessage], _info: AgentInfo) -> AsyncIterator[str | DeltaToolCalls]:
+    """A model that calls a tool with its prompt as the list to stay for, and speaks whenever it is asked again."""
+    asked = time.monotonic_ns()
+    if len(messages) > 1:
+        yield f"asked @{asked}@"
+    else:
+        args = json.dumps({"until": _last_prompt(messages), "called": f"called @{asked}@"})
+        yield {0: DeltaToolCall(name="stay_away", json_args=args, tool_call_id="c1")}
+
+
+def stay_away(until: str, called: str) -> str:
+    """Stay until told."""
+    return f"{called} {stay(until)}"
+
+
+delegating = create_evented_agent(
+    Agent(
+        FunctionModel(stream_function=delegate),
+        name="delegating",
+        tools=[Tool(stay_away, metadata={"durable": {"background": True}})],
+    )
+)
+
+
+async def spread(messages: list[ModelMessage], _info: AgentInfo) -> AsyncIterator[str | DeltaToolCalls]:
+    """A model that calls a tool as often as its prompt, JSON with `calls` and `hold_ms`, says."""
+    if len(messages) > 1:
+        yield "spread"
+    else:
+        order = json.loads(_last_prompt(messages))
+        args = json.dumps({"hold_ms": order["hold_ms"]})
+        yield {i: DeltaToolCall(name="work", json_args=args, tool_call_id=f"c{i}") for i in range(order["calls"])}
+
+
+def _spreading(name: str, **options: int) -> EventedAgent:
+    tool: Tool[None] = Tool(work, metadata={"durable": {"background": True, **options}})
+    return create_evented_agent(Agent(FunctionModel(stream_function=spread), name=name, tools=[tool]))
+
+
+spreading = _spreading("spreading")
+limited = _spreading("limited", max_concurrency=LIMIT)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from typing import Any, Final
 
@@ -11,8 +10,8 @@ import uvloop
 
 from benchmarks.agents import asking, in_worker, prompt, waiting_in_tool
 from benchmarks.figures import Cell, Report, percentile
+from benchmarks.following import Followed, submit
 from benchmarks.system import AGENTS, System
-from benchmarks.wire import Connection, Stream, follow, post
 from durable.backend import Backend
 from durable.decisions import Answer
 from durable.store import Store
@@ -57,47 +56,8 @@ async def _measure(system: System, runs: int, waiting: int) -> list[Report]:
     return [Report("Decisions", COLUMNS, rows, NOTES, aim=(3, 4)), memory]
 
 
-class _Followed:
-    """A run, and when its observer heard something."""
-
-    def __init__(self, run_id: str) -> None:
-        self.run_id = run_id
-        self._heard = bytearray()
-        self._at: list[tuple[int, int]] = []
-        self._changed = asyncio.Event()
-        self.stream = Stream(follow(run_id), self._hear)
-
-    async def heard(self, what: bytes) -> int:
-        """When a text was there as a whole."""
-        async with asyncio.timeout(30):
-            while (place := self._heard.find(what)) < 0:
-                self._changed.clear()
-                await self._changed.wait()
-        return next(at for at, length in self._at if length >= place + len(what))
-
-    def _hear(self, at: int, data: bytes) -> None:
-        self._heard += data
-        self._at.append((at, len(self._heard)))
-        self._changed.set()
-
-
-async def _submitted(system: System, agent: str, order: str) -> str:
-    connection = await Connection.open(system.port)
-    status, answer = await connection.ask(post(f"/v1/agents/{agent}/runs", json.dumps({"prompt": order}).encode()))
-    connection.close()
-    if status != 202:
-        raise RuntimeError(f"the server answered {status}")
-    return str(json.loads(answer)["runId"])
-
-
-async def _followed(system: System, agent: str, order: str) -> _Followed:
-    run = _Followed(await _submitted(system, agent, order))
-    await run.stream.open(system.port)
-    return run
-
-
-async def _suspended(system: System, backend: Backend) -> _Followed:
-    run = await _followed(system, asking.name, "pay")
+async def _suspended(system: System, backend: Backend) -> Followed:
+    run = await Followed.begin(system.port, asking.name, "pay")
     async with asyncio.timeout(30):
         while (await backend.runs.get(run.run_id)).status != "suspended":  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.005)
@@ -118,18 +78,18 @@ async def _cancelled(system: System, backend: Backend) -> float:
 
 
 async def _stopped(system: System, backend: Backend) -> float:
-    run = await _followed(system, in_worker.name, prompt(deltas=10_000, pause_ms=20))
+    run = await Followed.begin(system.port, in_worker.name, prompt(deltas=10_000, pause_ms=20))
     await run.heard(b"said @")
     return await _cancel(backend, run)
 
 
 async def _interrupted(system: System, backend: Backend) -> float:
-    run = await _followed(system, waiting_in_tool.name, "wait")
+    run = await Followed.begin(system.port, waiting_in_tool.name, "wait")
     await run.heard(b"the tool waits")
     return await _cancel(backend, run)
 
 
-async def _cancel(backend: Backend, run: _Followed) -> float:
+async def _cancel(backend: Backend, run: Followed) -> float:
     begun = time.monotonic_ns()
     await backend.runs.cancel(run.run_id)
     return (await run.heard(b'"final":true') - begun) / 1e6
@@ -139,7 +99,7 @@ async def _memory(system: System, backend: Backend, count: int) -> tuple[Cell, .
     redis, keys = backend.store.redis, backend.store.keys
     before = await _used(redis)
     for start in range(0, count, 50):
-        await asyncio.gather(*(_submitted(system, asking.name, "pay") for _ in range(start, min(start + 50, count))))
+        await asyncio.gather(*(submit(system.port, asking.name, "pay") for _ in range(start, min(start + 50, count))))
     async with asyncio.timeout(900):
         while await redis.zcard(keys.runs(status="suspended")) < count:  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.1)

@@ -12,7 +12,18 @@ import orjson
 import typer
 from rich.console import Console
 
-from benchmarks import cpu_per_chunk, decisions, durability, fan_out, first_chunk, replay, resume, submit, takeover
+from benchmarks import (
+    background,
+    cpu_per_chunk,
+    decisions,
+    durability,
+    fan_out,
+    first_chunk,
+    replay,
+    resume,
+    submit,
+    takeover,
+)
 from benchmarks.figures import Report
 from durable.errors import ConfigurationError
 
@@ -32,6 +43,7 @@ BENCHMARKS: Final[dict[str, Benchmark]] = {
     "durability": durability.measure,
     "resume": resume.measure,
     "decisions": decisions.measure,
+    "background": background.measure,
     "takeover": takeover.measure,
 }
 

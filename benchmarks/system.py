@@ -16,10 +16,11 @@ from typing import Any, Final, Self
 import httpx
 from pydantic import SecretStr
 
+from benchmarks.bare import bare
 from durable.dev.ports import free_port
 from durable.dev.redis_server import PrivateRedis
 from durable.dev.services import api_address, api_service, worker_service
-from durable.dev.stack import Stack
+from durable.dev.stack import Service, Stack
 from durable.errors import ConfigurationError
 from durable.settings import Settings
 
@@ -38,6 +39,7 @@ class System:
     def __init__(self, **env: str) -> None:
         self.port = 0
         self._env = env
+        self._workers = self._bare_workers = 0
         self._redis = PrivateRedis()
         self._log = io.StringIO()
         self._stack = Stack(self._log)
@@ -66,13 +68,29 @@ class System:
         self._start(replace(service, argv=(sys.executable, "-m", "benchmarks.floor"), ready_seconds=READY_SECONDS))
 
     def start_worker(self) -> None:
-        """Start a worker with the agents of `benchmarks.agents`; the server is there already.
+        """Start one more worker with the agents of `benchmarks.agents`; the server is there already.
 
         Raises:
             ConfigurationError: It did not become ready.
         """
-        service = worker_service(self._redis.url, AGENTS, env=self._env, grace_seconds=0.5)
-        self._start(replace(service, ready=self._has_worker, ready_seconds=READY_SECONDS))
+        self._workers += 1
+        service = worker_service(
+            self._redis.url, AGENTS, name=f"worker{self._workers}", env=self._env, grace_seconds=0.5
+        )
+        self._start(replace(service, ready=self._has_workers, ready_seconds=READY_SECONDS))
+
+    def start_bare_worker(self, threads: int) -> None:
+        """Start one more worker of bare Celery.
+
+        Raises:
+            ConfigurationError: It did not become ready.
+        """
+        self._bare_workers += 1
+        name = f"bare{self._bare_workers}"
+        argv = (sys.executable, "-m", "benchmarks.bare", name, f"{threads}")
+        env = {**self._env, "DURABLE_REDIS_URL": self._redis.url}
+        service = Service(name, argv, env, self._has_bare_workers, READY_SECONDS)
+        self._start(service)
 
     def worker_env(self) -> dict[str, str]:
         """The environment of a worker of this system that somebody else starts."""
@@ -84,9 +102,13 @@ class System:
         except ConfigurationError as error:
             raise ConfigurationError(f"{error.message}\n{self._log.getvalue()[-4000:]}") from error
 
-    def _has_worker(self) -> bool:
+    def _has_workers(self) -> bool:
         answer = httpx.get(f"{api_address('127.0.0.1', self.port)}/readyz", trust_env=False)
-        return bool(answer.is_success and answer.json()["workers"])
+        return bool(answer.is_success and answer.json()["workers"] >= self._workers)
+
+    def _has_bare_workers(self) -> bool:
+        with bare(self._redis.url) as app:
+            return len(app.control.ping(timeout=1, limit=self._bare_workers) or ()) >= self._bare_workers
 
 
 def wait_a_moment(seconds: float = 0.3) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import re
 import tempfile
@@ -20,8 +19,9 @@ from rich.status import Status
 
 from benchmarks.agents import in_worker, prompt
 from benchmarks.figures import Cell, Report, percentile
+from benchmarks.following import submit
 from benchmarks.system import System
-from benchmarks.wire import Connection, Stream, follow, post
+from benchmarks.wire import Stream, follow
 from durable.store import Store, text
 from tests.chaos.crew import Crew
 
@@ -165,7 +165,7 @@ class _Trial:
     async def _begin(self) -> None:
         """Let all observed runs speak."""
         for _ in range(self._workers):
-            run = _Run(await self._submit(prompt(deltas=100_000, pause_ms=PAUSE_MS)))
+            run = _Run(await submit(self._system.port, in_worker.name, prompt(deltas=100_000, pause_ms=PAUSE_MS)))
             await run.stream.open(self._system.port)
             self._runs.append(run)
         await asyncio.gather(*(run.later(0) for run in self._runs))
@@ -173,17 +173,10 @@ class _Trial:
     async def _fill(self) -> None:
         """A queue that is old enough for its runs to be woken again."""
         for _ in range(self._case.queue):  # of different lengths, so that slots do not all become free at once
-            await self._submit(prompt(deltas=1, hold_ms=HOLD_MS * self._chance.uniform(0.5, 1.5)))
+            await submit(
+                self._system.port, in_worker.name, prompt(deltas=1, hold_ms=HOLD_MS * self._chance.uniform(0.5, 1.5))
+            )
         await asyncio.sleep(QUEUE_AGES_SECONDS)
-
-    async def _submit(self, order: str) -> str:
-        connection = await Connection.open(self._system.port)
-        body = json.dumps({"prompt": order}).encode()
-        status, answer = await connection.ask(post(f"/v1/agents/{in_worker.name}/runs", body))
-        connection.close()
-        if status != 202:
-            raise RuntimeError(f"the server answered {status}")
-        return str(json.loads(answer)["runId"])
 
     async def _kill_some(self) -> None:
         """Kill workers that execute observed runs, and wait until all of these go on again."""

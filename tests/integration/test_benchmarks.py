@@ -27,6 +27,7 @@ TITLES = {
     "durability": ["Cost of durability"],
     "resume": ["Resume"],
     "decisions": ["Decisions", "Memory of runs that wait"],
+    "background": ["Background tasks", "Many background tasks"],
     "takeover": ["Takeover"],
 }
 
