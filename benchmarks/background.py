@@ -50,7 +50,7 @@ NOTES: Final = (
 MANY_COLUMNS: Final = ("body, who executes it", "tasks", "limit", "most at a time", "tasks/s", "/ bare")
 MANY_NOTES: Final = (
     f"{WORKERS} workers. Bare Celery has as many threads as the limit allows tasks; ours have 200 slots each.",
-    f"From the first submit or message to the end of the last body. Ours: each run's model makes {CALLS} calls at once.",
+    f"From the first submit or message to the end of the last body. Ours: runs whose models make {CALLS} calls each.",
     "How many are executed at a time is counted by the bodies, in Redis.",
 )
 _STAMP: Final = re.compile(rb"(called|begun|done|asked) @(\d+)@")
@@ -150,6 +150,8 @@ async def _measure_many(system: System, cases: tuple[tuple[int, int], ...]) -> R
     rows: list[tuple[Cell, ...]] = []
     store = Store.of(system.settings())
     with bare(system.settings().celery_broker_url) as app:
+        await _done(store, CALLS, partial(asyncio.to_thread, _send, app, CALLS, 0))
+        await _done(store, 2 * CALLS, partial(_spread, system.port, spreading.name, 2 * CALLS, 0))  # caches fill
         for hold_ms, tasks in cases:
             name = f"{hold_ms} ms" if hold_ms else "nothing"
             floor = await _done(store, tasks, partial(asyncio.to_thread, _send, app, tasks, hold_ms))
