@@ -11,6 +11,7 @@ from durable.chunks import Wire
 from durable.decisions import LONGEST_ACTOR, LONGEST_REASON
 from durable.runs import OnBusy, RunRequest, read_until_idle
 from durable.runs.record import MaxSeconds, MaxTokens, OnBudget
+from durable.runs.terms import ActiveTools, ClientTools, OnClientTools, OutputMode
 
 MAX_METADATA_KEYS = 50
 LONGEST_IDLE_MS = 10 * 365 * 86_400_000
@@ -105,6 +106,25 @@ class SubmitBody(Wire):
         Literal[False] | None, Field(description="`false`: all tool calls are made in the run, none in the background.")
     ] = None
     until_idle: UntilIdle = None
+    instructions: Annotated[str | None, Field(description="In place of the agent's own instructions.")] = None
+    active_tools: Annotated[
+        ActiveTools | None, Field(description="Of the agent's tools, only these are given to the model.")
+    ] = None
+    output_schema: Annotated[
+        dict[str, Any] | None,
+        Field(description="JSON schema of an object: what the run returns, in place of the agent's output type."),
+    ] = None
+    output_mode: Annotated[
+        OutputMode | None, Field(description="How the model is asked for that: by a `tool` (default), or otherwise.")
+    ] = None
+    client_tools: Annotated[ClientTools | None, Field(description="Tools that the caller executes.")] = None
+    on_client_tools: Annotated[
+        OnClientTools | None,
+        Field(description="Whether a call of one waits for its result (`suspend`, default), or the run ends with it."),
+    ] = None
+    client_tool_seconds: Annotated[
+        MaxSeconds | None, Field(description="Seconds that such a call waits, before it is declined.")
+    ] = None
 
     def request(self) -> RunRequest:
         """The run's request, as it is stored."""

@@ -30,7 +30,16 @@ from durable.definition import (
     define,
 )
 from durable.errors import InvalidRequest
-from durable.runs import NewRun, OnBusy, RunRequest, check_policy, read_until_idle
+from durable.runs import (
+    ClientTool,
+    NewRun,
+    OnBusy,
+    OnClientTools,
+    OutputMode,
+    RunRequest,
+    check_policy,
+    read_until_idle,
+)
 from durable.runs.record import OnBudget
 from durable.settings import Settings
 from durable.store import Store
@@ -99,6 +108,13 @@ class DurableAgent:
         on_busy: OnBusy | None = None,
         background: bool | None = None,
         until_idle: bool | float | None = None,
+        instructions: str | None = None,
+        active_tools: Sequence[str] | None = None,
+        output_schema: Mapping[str, Json] | None = None,
+        output_mode: OutputMode | None = None,
+        client_tools: Sequence[ClientTool | Mapping[str, Json]] | None = None,
+        on_client_tools: OnClientTools | None = None,
+        client_tool_seconds: float | None = None,
     ) -> RunHandle:
         """Start a run and return at once. The run goes on whatever happens to the caller.
 
@@ -132,6 +148,15 @@ class DurableAgent:
             until_idle: The run goes on, under its own id, when its background tasks have ended, and ends when there is
                 nothing left to wait for. It waits for them for so many seconds in a row; 300 when True. Default: it
                 ends with its turn, and tasks that are left go on without it.
+            instructions: In place of the agent's own instructions. Its system prompts, and what its toolsets say of
+                themselves, stay.
+            active_tools: Of the agent's tools, only these are given to the model.
+            output_schema: JSON schema of an object: the run's output, in place of the agent's output type.
+            output_mode: How the model is asked for that: `tool` (default), `native` or `prompted`.
+            client_tools: Tools that the caller executes.
+            on_client_tools: `suspend` (default): a call of one waits for `RunHandle.resume`. `end`: the run ends with
+                it, and another run may begin with its result.
+            client_tool_seconds: Seconds that such a call waits before it is declined; default: for ever.
 
         Raises:
             InvalidRequest: The request is not of the right shape.
@@ -161,6 +186,15 @@ class DurableAgent:
                 on_busy=on_busy,
                 background=background,
                 max_idle=read_until_idle(until_idle),
+                instructions=instructions,
+                active_tools=None if active_tools is None else list(active_tools),
+                output_schema=None if output_schema is None else dict(output_schema),
+                output_mode=output_mode,
+                client_tools=None
+                if client_tools is None
+                else [ClientTool.model_validate(tool) for tool in client_tools],
+                on_client_tools=on_client_tools,
+                client_tool_seconds=client_tool_seconds,
             )
             request.to_json()
         except (ValidationError, ValueError) as error:

@@ -119,6 +119,13 @@ class Client(TaskRequests):
         on_busy: str | None = None,
         background: bool | None = None,
         until_idle: bool | float | None = None,
+        instructions: str | None = None,
+        active_tools: Sequence[str] | None = None,
+        output_schema: Mapping[str, Json] | None = None,
+        output_mode: str | None = None,
+        client_tools: Sequence[Mapping[str, Json]] | None = None,
+        on_client_tools: str | None = None,
+        client_tool_seconds: float | None = None,
     ) -> RunView:
         """Start a run and return at once. Give either `prompt` or `messages`.
 
@@ -149,6 +156,13 @@ class Client(TaskRequests):
             background: False: all tool calls are made in the run, none in the background.
             until_idle: Whether the run goes on when its background tasks end after its turn, and waits for them: for 5
                 minutes in a row, or for so many seconds.
+            instructions: In place of the agent's own instructions.
+            active_tools: Of the agent's tools, only these are given to the model.
+            output_schema: JSON schema of an object: the run's output, in place of the agent's output type.
+            output_mode: How the model is asked for that: `tool` (default), `native` or `prompted`.
+            client_tools: Tools that the caller executes: `{name, description, parameters}`, the last a JSON schema.
+            on_client_tools: `suspend` (default): a call of one waits for `resume`. `end`: the run ends with it.
+            client_tool_seconds: Seconds that such a call waits before it is declined; default: for ever.
 
         Raises:
             ThreadBusy: The conversation has a run that is suspended, or any with `on_busy="reject"`; `details` tell
@@ -178,6 +192,13 @@ class Client(TaskRequests):
             "onBusy": on_busy,
             "background": background,
             "untilIdle": idle(until_idle),
+            "instructions": instructions,
+            "activeTools": active_tools,
+            "outputSchema": output_schema,
+            "outputMode": output_mode,
+            "clientTools": client_tools,
+            "onClientTools": on_client_tools,
+            "clientToolSeconds": client_tool_seconds,
         }
         if run_id is None and idempotency_key is None:
             idempotency_key = secrets.token_urlsafe(24)

@@ -15,16 +15,21 @@ from durable.runs.record import (
     ToolCallRequest,
     check_policy,
     check_run_id,
+    check_terms,
     check_thread_id,
     new_run_id,
     read_until_idle,
 )
+from durable.runs.terms import ClientTool, OnClientTools, OutputMode
 
 __all__ = [
     "BACKGROUND",
     "BUDGET_REACHED",
+    "ClientTool",
     "NewRun",
     "OnBusy",
+    "OnClientTools",
+    "OutputMode",
     "Parent",
     "TASK",
     "ToolCallRequest",
@@ -37,6 +42,7 @@ __all__ = [
     "cancelled_chunks",
     "check_policy",
     "check_run_id",
+    "check_terms",
     "check_thread_id",
     "new_run_id",
     "read_until_idle",

@@ -27,7 +27,17 @@ from durable.errors import (
     UnknownRun,
 )
 from durable.positions import Position, batches
-from durable.runs.record import RUN_ID, TASK, NewRun, RunRecord, RunRequest, check_run_id, check_thread, new_run_id
+from durable.runs.record import (
+    RUN_ID,
+    TASK,
+    NewRun,
+    RunRecord,
+    RunRequest,
+    check_run_id,
+    check_terms,
+    check_thread,
+    new_run_id,
+)
 from durable.runs.reports import Report
 from durable.scripts import CANCEL, CREATE, IDLE
 from durable.settings import Settings
@@ -69,6 +79,7 @@ class Runs:
             StoreUnavailable: Redis does not answer. Repeating with the same id or key is safe.
         """
         check_thread(new.request)
+        check_terms(new.request)
         keys, run_id = self._store.keys, check_run_id(new_run_id() if new.run_id is None else new.run_id)
         idempotency = (
             keys.idempotency(new.agent, hashlib.sha256(new.idempotency_key.encode()).hexdigest())

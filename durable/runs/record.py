@@ -15,6 +15,15 @@ from pydantic import ConfigDict, Field
 from durable import exact_json
 from durable.chunks.base import Json, Wire
 from durable.errors import InvalidRequest
+from durable.runs.terms import (
+    ActiveTools,
+    ClientTools,
+    OnClientTools,
+    OutputMode,
+    check_client_tools,
+    check_output,
+    check_tool_choice,
+)
 from durable.views import RunStatus, RunView
 
 RETRYING: Final = "retrying"
@@ -85,6 +94,13 @@ class RunRequest(Wire):
         max_idle: The run goes on when its background tasks have ended, under its own id; it waits for them for so many
             seconds in a row. It does not wait when missing.
         tool_call: A tool call to make, instead of asking a model: the run is a background task.
+        instructions: In place of the agent's own instructions.
+        active_tools: Of the agent's tools, only these are given to the model.
+        output_schema: JSON schema of an object: the run's output, in place of the agent's output type.
+        output_mode: How the model is asked for that: `tool` when missing.
+        client_tools: Tools that the caller executes.
+        on_client_tools: Whether a call of one waits for its result, as it does when missing, or ends the run.
+        client_tool_seconds: How long such a call waits before it is declined; for ever when missing.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -108,6 +124,13 @@ class RunRequest(Wire):
     background: bool | None = None
     max_idle: MaxSeconds | None = None
     tool_call: ToolCallRequest | None = None
+    instructions: str | None = None
+    active_tools: ActiveTools | None = None
+    output_schema: dict[str, Json] | None = None
+    output_mode: OutputMode | None = None
+    client_tools: ClientTools | None = None
+    on_client_tools: OnClientTools | None = None
+    client_tool_seconds: MaxSeconds | None = None
 
     def to_json(self) -> bytes:
         """The stored form."""
@@ -383,6 +406,17 @@ def check_policy(request: RunRequest, policies: Iterable[str]) -> None:
     """
     if isinstance(request.require_tool_approval, str) and request.require_tool_approval not in policies:
         raise InvalidRequest("The agent has no approval policy of this name.", field="requireToolApproval")
+
+
+def check_terms(request: RunRequest) -> None:
+    """Refuse a request whose terms are unfit for any agent.
+
+    Raises:
+        InvalidRequest: They are.
+    """
+    check_output(request.output_schema, request.output_mode)
+    check_client_tools(request.client_tools, request.on_client_tools, request.client_tool_seconds)
+    check_tool_choice(request.model_settings)
 
 
 def read_until_idle(until_idle: bool | float | None) -> float | None:  # noqa: FBT001 - it is the value itself
