@@ -56,13 +56,15 @@ class _RoleMessage(BaseModel):
 class Conversation:
     """What to start an agent with: a prompt, the messages before it, or messages that end with the user's.
 
-    The first `inherited` messages of the history are those of the run's thread.
+    The first `inherited` messages of the history are those of the run's thread; the one after them begins with
+    `carried` parts that the thread has, too.
     """
 
     prompt: Prompt | None
     history: list[ModelMessage]
     usage_limits: UsageLimits | None
     inherited: int = 0
+    carried: int = 0
 
 
 def prompt_to_json(prompt: Prompt) -> Json:

@@ -24,6 +24,7 @@
     │   └── RunCancelled
     ├── ToolResultInvalid         a tool returned what can't be recorded
     ├── DecisionExpired           nobody answered a call in time, and its tool says that the run fails then
+    ├── UnfitRequest              the run was asked for what its agent can't do
     ├── GuardrailFailed           a guardrail could not say whether the run may go on
     ├── LedgerCorrupt             a recorded tool outcome can't be read
     └── ServerUnreachable         raised by the client: no server answers at its URL, or not one of ours
@@ -188,6 +189,12 @@ class DecisionExpired(DurableError):
     """Nobody answered a tool call in time."""
 
     code = "decision_expired"
+
+
+class UnfitRequest(DurableError):
+    """The run was asked for what its agent can't do."""
+
+    code = "unfit_request"
 
 
 class GuardrailFailed(DurableError):

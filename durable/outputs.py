@@ -10,13 +10,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import UnionType
 from typing import Any, Final, Union, get_args, get_origin, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic_ai import StructuredDict
 from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.output import NativeOutput, PromptedOutput, TextOutput, ToolOutput
-from pydantic_core import PydanticSerializationError, from_json, to_json
+from pydantic_core import PydanticSerializationError, core_schema, from_json, to_json
 
 from durable.chunks.base import Json
 from durable.chunks.codec import without_surrogates
+from durable.runs import OutputMode, RunRequest
+from durable.schemas import UnusableSchema, misfits
 from durable.translate import to_json_value
 
 _VALUE: Final = "output"
@@ -24,11 +27,54 @@ _TYPE: Final = "outputType"
 _EXACT: Final = "outputExact"
 
 
-def output_fields(agent: AbstractAgent[Any, Any], output: Any) -> dict[str, bytes | str]:
+def requested_output(schema: dict[str, Json], mode: OutputMode | None) -> Any:
+    """The output type of a run that is asked for an object of this JSON schema. What does not fit it is refused, and
+    the model is told what of it."""
+    kind = _checked(schema)
+    match mode:
+        case "native":
+            return NativeOutput(kind)
+        case "prompted":
+            return PromptedOutput(kind)
+        case _:
+            return ToolOutput(kind)
+
+
+def output_type_of(agent: AbstractAgent[Any, Any], request: RunRequest) -> Any:
+    """What a run returns: what it was asked for, or else what its agent does."""
+    if request.output_schema is None:
+        return agent.output_type
+    return requested_output(request.output_schema, request.output_mode)
+
+
+def _checked(schema: dict[str, Json]) -> type:
+    """A dictionary that fits a JSON schema."""
+
+    class Checked(StructuredDict(schema)):  # type: ignore[misc]  # a class that is made from the schema
+        @classmethod
+        def __get_pydantic_core_schema__(
+            cls, source_type: Any, handler: GetCoreSchemaHandler
+        ) -> core_schema.CoreSchema:
+            found = super().__get_pydantic_core_schema__(source_type, handler)
+            return core_schema.no_info_after_validator_function(fitting, found)
+
+    def fitting(value: Json) -> Json:
+        try:
+            problems = misfits(value, schema, "output")
+        except UnusableSchema:
+            raise ValueError("it can't be told whether it fits the schema") from None
+        if problems:
+            raise ValueError("; ".join(f"{problem.field} {problem.message}" for problem in problems))
+        return value
+
+    return Checked
+
+
+def output_fields(spec: Any, output: Any) -> dict[str, bytes | str]:
     """The fields of a run's record that hold an output.
 
     Args:
-        agent: The agent that made it.
+        spec: What the run returns, as `output_type_of` tells it.
         output: What it returned; any value.
     """
     try:
@@ -39,7 +85,7 @@ def output_fields(agent: AbstractAgent[Any, Any], output: Any) -> dict[str, byte
     if type(output) is str:
         return fields
     # The type's own entry before those that it would fit as well.
-    for kind in sorted(_types(agent.output_type), key=lambda kind: kind is not type(output)):
+    for kind in sorted(_types(spec), key=lambda kind: kind is not type(output)):
         exact = _exact(kind, output)
         if exact is not None:
             fields[_TYPE] = _name(kind)
@@ -49,17 +95,17 @@ def output_fields(agent: AbstractAgent[Any, Any], output: Any) -> dict[str, byte
     return fields
 
 
-def restore_output(agent: AbstractAgent[Any, Any], fields: Mapping[str, bytes]) -> Any:
+def restore_output(spec: Any, fields: Mapping[str, bytes]) -> Any:
     """The output as the agent itself would return it; the JSON value where its type can't be told.
 
     Args:
-        agent: The agent, as this process knows it.
+        spec: What the run returns, as this process knows it by `output_type_of`.
         fields: The run's record.
     """
     data = fields.get(_VALUE)
     if data is None:
         return None
-    kinds = list(_types(agent.output_type))
+    kinds = list(_types(spec))
     name = fields.get(_TYPE, b"").decode()
     for kind in kinds:
         if _name(kind) == name:

@@ -8,10 +8,10 @@ at a run is given the same history.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from pydantic_ai.messages import (
     ModelMessage,
@@ -40,7 +40,8 @@ UNFINISHED = "This call has no result: its run ended before."
 
 
 async def given(runs: Runs, record: RunRecord, request: RunRequest) -> Conversation:
-    """What a run starts from: the history of its thread, and what it was asked.
+    """What a run starts from: the history of its thread, and what it was asked. Where that begins with results of calls
+    of the last response, the other calls of this response are closed, and no more.
 
     Raises:
         InvalidRequest: The request is not of the right shape.
@@ -48,9 +49,58 @@ async def given(runs: Runs, record: RunRecord, request: RunRequest) -> Conversat
     """
     conversation = read_conversation(request)
     if record.thread_id is None:
-        return conversation
-    history = _history(await runs.exchanges(record.thread_id, record.given))
-    return replace(conversation, history=[*history, *conversation.history], inherited=len(history))
+        told = conversation.history
+        answer = _answer(told[:-1], told[-1] if told else None)
+        return (
+            conversation
+            if answer is None
+            else replace(conversation, history=[*told[: answer.place + 1], answer.request])
+        )
+    said = [message for each in await runs.exchanges(record.thread_id, record.given) for message in _read(each)[1]]
+    asked = conversation.history
+    answer = _answer(said, asked[0] if asked else None)
+    if answer is None:
+        history = closed(said)
+        return replace(conversation, history=[*history, *asked], inherited=len(history))
+    history = [*closed(said[: answer.place]), said[answer.place]]
+    return replace(
+        conversation,
+        history=[*history, answer.request, *asked[1:]],
+        inherited=len(history),
+        carried=answer.carried,
+    )
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """Results of calls with which a run begins.
+
+    Attributes:
+        place: Where the response is that has made the calls.
+        request: The results of all of its calls, and what else the run begins with.
+        carried: How many of its parts the run was not given.
+    """
+
+    place: int
+    request: ModelRequest
+    carried: int
+
+
+def _answer(said: Sequence[ModelMessage], given: ModelMessage | None) -> _Answer | None:
+    """What a run begins with that is given results of calls of the last response; None when it is not."""
+    place = next((i for i in reversed(range(len(said))) if isinstance(said[i], ModelResponse)), None)
+    if place is None or not isinstance(given, ModelRequest):
+        return None
+    response: Any = said[place]
+    known = {call_id for message in said[place + 1 :] for call_id in _answered(message)}
+    new = _answered(given) & {call.tool_call_id for call in _without_torn_calls(response).tool_calls} - known
+    if not new:
+        return None
+    missing = [_unfinished(response, call) for call in response.tool_calls if call.tool_call_id not in known | new]
+    carried: list[Any] = [*missing, *(part for message in said[place + 1 :] for part in message.parts)]
+    parts: list[Any] = list(given.parts)
+    own = [part for part in parts if not (_is_result(part) and part.tool_call_id in known)]
+    return _Answer(place, replace(given, parts=[*carried, *own]), len(carried))
 
 
 @dataclass(frozen=True)
@@ -172,26 +222,44 @@ def exchange(run_id: str, conversation: Conversation, messages: Sequence[ModelMe
 def closed(messages: Iterable[ModelMessage]) -> list[ModelMessage]:
     """Messages as a history that a model accepts: calls of a response that was cut off are left out, and any other call
     without a result has one that says so."""
+    given = list(messages)
     found: list[ModelMessage] = []
     missing: list[ToolReturnPart] = []
-    for message in messages:
+    for index, message in enumerate(given):
         if isinstance(message, ModelResponse):
             if missing:
                 found.append(ModelRequest(parts=[*missing]))
             response = _without_torn_calls(message)
-            missing = [_unfinished(response, call) for call in response.tool_calls]
+            answered = {call for each in _requests(given[index + 1 :]) for call in _answered(each)}
+            missing = [_unfinished(response, call) for call in response.tool_calls if call.tool_call_id not in answered]
             if response.parts or not message.parts:
                 found.append(response)
             continue
-        answered = {part.tool_call_id for part in message.parts if isinstance(part, ToolReturnPart | RetryPromptPart)}
-        missing = [part for part in missing if part.tool_call_id not in answered]
+        if found and not missing and isinstance(found[-1], ModelRequest) and _answered(message):
+            # The results of a response come in one request, whichever run they came in.
+            found[-1] = replace(found[-1], parts=[*found[-1].parts, *message.parts])
+            continue
         found.append(replace(message, parts=[*missing, *message.parts]) if missing else message)
         missing = []
     return [*found, ModelRequest(parts=[*missing])] if missing else found
 
 
-def _history(exchanges: Iterable[bytes]) -> list[ModelMessage]:
-    return closed(message for exchange in exchanges for message in _read(exchange)[1])
+def _requests(messages: Iterable[ModelMessage]) -> Iterator[ModelRequest]:
+    """The requests before the next response."""
+    for message in messages:
+        if not isinstance(message, ModelRequest):
+            return
+        yield message
+
+
+def _is_result(part: Any) -> bool:
+    return isinstance(part, ToolReturnPart | RetryPromptPart)
+
+
+def _answered(message: ModelMessage) -> set[str]:
+    """The calls that have a result in a message."""
+    parts: list[Any] = list(message.parts)
+    return {part.tool_call_id for part in parts if _is_result(part)}
 
 
 def _read(exchange: bytes) -> tuple[str, list[ModelMessage]]:
@@ -205,11 +273,21 @@ def _own(conversation: Conversation, messages: Sequence[ModelMessage]) -> list[M
     before = conversation.history
     count = conversation.inherited
     if list(messages[:count]) == before[:count]:
-        return list(messages[count:])
+        return _without_carried(conversation, messages[count:])
     known = {None, *(message.run_id for message in before)}
     first = next((i for i, message in enumerate(messages) if message.run_id not in known), len(messages))
     told = before[count:] if conversation.prompt is not None else before[count:-1]
-    return [*told, *messages[first:]]
+    return _without_carried(conversation, [*told, *messages[first:]])
+
+
+def _without_carried(conversation: Conversation, own: Sequence[ModelMessage]) -> list[ModelMessage]:
+    """What a run has said without what its first request has of the thread."""
+    count, first = conversation.carried, own[0] if own else None
+    if not count or not isinstance(first, ModelRequest):
+        return list(own)
+    carried = conversation.history[conversation.inherited].parts[:count]
+    parts = [part for part in first.parts if part not in carried]
+    return [replace(first, parts=parts), *own[1:]]
 
 
 def _without_torn_calls(response: ModelResponse) -> ModelResponse:

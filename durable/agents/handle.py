@@ -18,7 +18,7 @@ from durable.chunks.base import Json
 from durable.decisions import Answer
 from durable.errors import RunCancelled, RunFailed, StoreUnavailable
 from durable.journal import read_cursor
-from durable.outputs import restore_output
+from durable.outputs import output_type_of, restore_output
 from durable.runs import RunRecord, read_until_idle
 from durable.threads import given
 from durable.views import RunStatus, RunView
@@ -33,7 +33,8 @@ class RunResult:
         output: As the bare agent returns it, of the agent's output type.
         usage: The tokens of the whole run.
         messages: The whole conversation.
-        reason: How it ended, if that is special: `tripwire`, `max_steps`, `max_iterations`, `goal_stopped`.
+        reason: How it ended, if that is special: `tripwire`, `max_steps`, `max_iterations`, `goal_stopped`,
+            `client_tools`.
         tripwire: What a guardrail said that has stopped it; there is no output then.
     """
 
@@ -121,11 +122,12 @@ class RunHandle:
         if view.error is not None:
             raise RunFailed(self.run_id, view.error.code, view.error.message)
         runs = self._backend.runs
-        conversation = await given(runs, record, await runs.request(self.run_id))
+        request = await runs.request(self.run_id)
+        conversation = await given(runs, record, request)
         messages = decode_messages(conversation.history, await runs.checkpoints(self.run_id))
         return RunResult(
             run_id=self.run_id,
-            output=restore_output(self._agent, record.fields),
+            output=restore_output(output_type_of(self._agent, request), record.fields),
             usage=view.usage or Usage(),
             messages=tuple(messages),
             new_from=self._first_new(messages, resumed=conversation.prompt is None),

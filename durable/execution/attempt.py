@@ -196,6 +196,7 @@ class Attempt:
         self._endings = Endings(
             definition,
             record,
+            request,
             start.conversation,
             self._turn,
             None if mirror is None else mirror.report,

@@ -16,9 +16,9 @@ from durable.chunks import AbortPayload, Chunk, Error, ErrorInfo, ErrorPayload, 
 from durable.conversation import Conversation
 from durable.definition import AgentDefinition
 from durable.errors import ToolResultInvalid
-from durable.execution.turn import Turn, TurnEnd, last_text
-from durable.outputs import output_fields
-from durable.runs import BUDGET_REACHED, RunRecord, cancelled_chunks
+from durable.execution.turn import CLIENT_TOOLS, MISSING, Turn, TurnEnd, last_text
+from durable.outputs import output_fields, output_type_of
+from durable.runs import BUDGET_REACHED, RunRecord, RunRequest, cancelled_chunks
 from durable.runs.reports import Report
 from durable.threads import exchange
 from durable.translate import to_json_value
@@ -35,6 +35,7 @@ class Endings:
     Args:
         definition: The agent.
         record: The run.
+        request: What it is asked to do.
         given: What it was given.
         turn: What it has done.
         parent: Words what the run is told that has started this one, if one has.
@@ -45,12 +46,14 @@ class Endings:
         self,
         definition: AgentDefinition,
         record: RunRecord,
+        request: RunRequest,
         given: Conversation,
         turn: Turn,
         parent: Report | None,
         max_result_bytes: int,
     ) -> None:
         self._max_result_bytes = max_result_bytes
+        self._request = request
         self._definition = definition
         self._run_id = record.run_id
         self._thread_id = record.thread_id
@@ -69,20 +72,26 @@ class Endings:
             fields.update(self._report(ledger.Outcome(failed="A guardrail has stopped it.")))
             return self._ending(RunStatus.COMPLETED, fields), [self._last("tripwire")]
         budget = None if end.budget is None else end.budget.budget
-        if end.limited or budget is not None:
-            fields["reason"] = "max_steps" if budget is None else BUDGET_REACHED
+        if end.output is MISSING:
+            limit = "max_steps" if budget is None else BUDGET_REACHED
+            fields["reason"] = CLIENT_TOOLS if end.reason == CLIENT_TOOLS else limit
             fields["output"] = orjson.dumps(to_json_value(text))
         else:
             if isinstance(end.output, str):
                 text = end.output
             else:
                 extra["output"] = end.output
-            fields.update(output_fields(self._definition.agent, end.output))
+            fields.update(output_fields(output_type_of(self._definition.agent, self._request), end.output))
         outcome = ledger.Outcome(value=to_json_value(extra.get("output", text)))
         if self._parent is not None and len(ledger.encode(outcome)) > self._max_result_bytes:
             return self.failed(self._too_much())
         finish = self._turn.translator.finish(
-            usage=self._turn.usage, text=text, max_steps_reached=end.limited, budget_reached=budget, **extra
+            reason="tool-calls" if end.reason == CLIENT_TOOLS else None,
+            usage=self._turn.usage,
+            text=text,
+            max_steps_reached=end.limited,
+            budget_reached=budget,
+            **extra,
         )
         fields.update(self._report(outcome))
         return self._ending(RunStatus.COMPLETED, fields), [finish.model_copy(update={"final": True})]

@@ -137,6 +137,7 @@ class RecordingToolset(WrapperToolset[Any]):
         self, name: str, tool_args: dict[str, Any], ctx: RunContext[Any], tool: ToolsetTool[Any]
     ) -> Any:
         """Call the tool, or replay what it did."""
+        self.waits.leave_to_caller(ctx.tool_call_id or name, name)
         chosen = tool_args.pop(CHOICE, None)
         with self.waits.busy():
             return await self._call(_Call(ctx.tool_call_id or name, name, tool_args, ctx, tool, chosen=chosen))

@@ -10,11 +10,11 @@ import asyncio
 import logging
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
-from contextlib import AbstractAsyncContextManager
+from contextlib import AsyncExitStack, asynccontextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 from uuid import uuid4
 
 from pydantic_ai import Agent, RunContext
@@ -22,8 +22,10 @@ from pydantic_ai.exceptions import UnexpectedModelBehavior, UserError
 from pydantic_ai.messages import (
     DeferredToolRequestsEvent,
     DeferredToolResultsEvent,
+    FunctionToolResultEvent,
     ModelMessage,
     ModelRequest,
+    ModelRequestPart,
     ModelResponse,
     RetryPromptPart,
     ToolReturnPart,
@@ -58,6 +60,7 @@ from durable.execution.recording import RecordingToolset
 from durable.execution.restoration import Restoration
 from durable.execution.start import StartPoint
 from durable.execution.tail import Tail
+from durable.execution.terms import Terms
 from durable.execution.waits import Waits
 from durable.probes import Point, Probe, silent
 from durable.runs import RunRequest
@@ -70,6 +73,8 @@ from durable.writer import Note, RunWriter
 log = logging.getLogger(__name__)
 
 MISSING: Any = object()
+CLIENT_TOOLS: Final = "client_tools"
+"""How a run ended whose caller is to make calls of it."""
 
 
 class Boundary(Protocol):
@@ -162,6 +167,8 @@ class Turn:
         self.record = CallRecord(writer, self.translator, start.ledger, limit, probe)
         self.leftovers = leftovers(self.record)
         self._policies = ApprovalPolicies(definition, asked=request.require_tool_approval)
+        self._terms = Terms(definition.agent, request, lambda: self.record.step)
+        self._settled: list[ModelRequestPart] = []
         self._asides = Asides()
         self._message_id = ""
         self._first = start.progress.first if start.progress else 0
@@ -171,7 +178,14 @@ class Turn:
         self._restoration = Restoration(start, self._asides)
         denied = self.translator.recorded
         self.waits = Waits(
-            writer, definition.name, start.ledger, start.decisions, answers, denied, self.record.outcomes
+            writer,
+            definition.name,
+            start.ledger,
+            start.decisions,
+            answers,
+            denied,
+            self.record.outcomes,
+            self._terms.left_to_caller,
         )
         progress = start.progress
         self.delegation = delegation(self.waits, progress.told if progress else ())
@@ -217,7 +231,7 @@ class Turn:
         withheld = self.translator.output_calls
         tripped = await judgement.release(self.record.step, output, self.messages, withheld, self._first)
         if tripped is None:
-            return replace(end, reason=judgement.reason)
+            return replace(end, reason=end.reason or judgement.reason)
         self.translator.withhold()
         self.messages = _without_last_response(self.messages)
         return TurnEnd(MISSING, tripped=tripped)
@@ -244,6 +258,8 @@ class Turn:
                     node = await self._ask_model(run, node)
                 elif Agent.is_call_tools_node(node):
                     node = await self._call_tools(run, node)
+                    if node is None:
+                        return self._left_to_caller(run)
                     if self._request.tool_call is not None:
                         self.messages = run.all_messages()
                         return TurnEnd(self._came_to(node))
@@ -257,6 +273,14 @@ class Turn:
             raise UnexpectedModelBehavior("The run ended without a result.")
         self.usage, self.messages = run.usage, result.all_messages()
         return TurnEnd(result.output)
+
+    def _left_to_caller(self, run: AgentRun[Any, Any]) -> TurnEnd:
+        """The end of a turn some of whose calls the caller makes: the conversation has the results of the others."""
+        messages = run.all_messages()
+        last = max(i for i, message in enumerate(messages) if isinstance(message, ModelResponse))
+        made = [ModelRequest(parts=self._settled)] if self._settled else []
+        self.usage, self.messages = run.usage, [*messages[: last + 1], *made]
+        return TurnEnd(MISSING, reason=CLIENT_TOOLS)
 
     def _came_to(self, node: Any) -> ledger.Outcome:
         """What the call of a background task came to; what the model would be told of one that was not even made."""
@@ -339,34 +363,48 @@ class Turn:
         return following
 
     async def _call_tools(self, run: AgentRun[Any, Any], node: Any) -> Any:
+        """Make the calls of a response. Returns the node that comes then; None when the caller makes the others."""
         self._budget.begin_step()
+        self._settled = []
         self.record.outcomes.clear()
         self.waits.begin_step(self.record.step, {call.tool_call_id: call for call in node.model_response.tool_calls})
-        try:
-            following = await run.next(node)
-        except UserError as error:
-            if self.waits.unresolved:
-                raise RunSuspended(
-                    self.waits.reason
-                ) from error  # Pydantic AI has no other way to end a step whose calls wait
-            raise
-        if self.waits.unresolved:
-            raise RunSuspended(self.waits.reason)
+        following = await self._made(run, node)
         if self.waits.waited:
             await self._writer.flush()  # others have written to the log: the next seq is known only now
         self._budget.end_step()
         if self._request.tool_call is not None:
             return following
-        chunks = self.translator.end_step(is_continued=not isinstance(following, End))
+        ended = following is None or isinstance(following, End)
+        chunks = self.translator.end_step(is_continued=not ended)
         if not self._tail.step_finished:
             self._write(chunks)
-        if Agent.is_model_request_node(following):
+        if following is not None and Agent.is_model_request_node(following):
             following.request = replace(
                 following.request, parts=[*following.request.parts, *self.delegation.news(run.usage)]
             )
-        if not isinstance(following, End):
+        if not ended:
             self._boundary(advanced=self.record.advanced, ending=False)
         return following
+
+    async def _made(self, run: AgentRun[Any, Any], node: Any) -> Any:
+        """What comes after the calls of a response; None when none but the caller's own are left.
+
+        Raises:
+            RunSuspended: Some of them wait.
+        """
+        waits = self.waits
+        try:
+            following = await run.next(node)
+        except UserError as error:  # Pydantic AI has no other way to end a step whose calls wait
+            if waits.unresolved:
+                raise RunSuspended(waits.reason) from error
+            if waits.left and waits.asked:
+                return None
+            raise
+        if waits.unresolved:
+            raise RunSuspended(waits.reason)
+        ended = isinstance(following, End) and isinstance(following.data.output, DeferredToolRequests)
+        return None if waits.left and ended else following
 
     def _keep(self, progress: Progress, chunks: list[Chunk]) -> None:
         """Write a response's last chunks, and with the very last one its checkpoint."""
@@ -390,6 +428,10 @@ class Turn:
     async def _tell_one(self, event: Any) -> None:
         if isinstance(event, DeferredToolRequestsEvent):
             self.waits.deferred(event.requests)
+        if isinstance(event, FunctionToolResultEvent):
+            self._settled.append(event.part)
+            if event.content is not None:
+                self._settled.append(UserPromptPart(content=event.content))
         if isinstance(event, DeferredToolResultsEvent):
             await self.waits.decided(event.results)
         if self.translator.begins_anew(event):
@@ -405,32 +447,38 @@ class Turn:
             self._writer.write(chunk)
             self._hear(chunk)
 
-    def _iter(self, deps: Any, judgement: Judgement) -> AbstractAsyncContextManager[AgentRun[Any, Any]]:
+    @asynccontextmanager
+    async def _iter(self, deps: Any, judgement: Judgement) -> AsyncIterator[AgentRun[Any, Any]]:
         prompt, history, usage = self._restoration.begin()
-        settings: Any = self._request.model_settings
-        if self._request.retries:
-            # The run itself asks again: its provider's client must not.
-            settings = {"max_retries": 0, **(settings or {})}
         run_id = self._writer.lease.run_id
-        return self._definition.agent.iter(
-            prompt,
-            message_history=history or None,
-            deps=deps,
-            model_settings=settings,
-            usage=usage,
-            usage_limits=self._start.conversation.usage_limits,
-            # Pydantic AI refuses a run id that the history has.
-            run_id=f"{run_id}.{self._writer.lease.token}",
-            conversation_id=self._request.thread_id or run_id,
-            capabilities=[
-                Durability(self._wrap),
-                Healing(self.record, self._asides),
-                Telling(self._tell),
-                Deferral(self.waits.resolve),
-                *self._restoration.resumption(),
-                Judging(partial(self._go_on, judgement)),  # also for what somebody may want of it by then
-            ],
-        )
+        async with AsyncExitStack() as stack:
+            # Only while it begins: what the agent's own tools ask of the same agent is no part of this run.
+            with self._terms.instructed():
+                run = await stack.enter_async_context(
+                    self._definition.agent.iter(
+                        prompt,
+                        message_history=history or None,
+                        deps=deps,
+                        model_settings=self._terms.settings(),
+                        usage=usage,
+                        usage_limits=self._start.conversation.usage_limits,
+                        # Pydantic AI refuses a run id that the history has.
+                        run_id=f"{run_id}.{self._writer.lease.token}",
+                        conversation_id=self._request.thread_id or run_id,
+                        capabilities=[
+                            Durability(self._wrap),
+                            Healing(self.record, self._asides),
+                            Telling(self._tell),
+                            Deferral(self.waits.resolve),
+                            *self._restoration.resumption(),
+                            # Also for what somebody may want of it by then.
+                            Judging(partial(self._go_on, judgement)),
+                            *self._terms.offer(),
+                        ],
+                        **self._terms.output(),
+                    )
+                )
+            yield run
 
     def _wrap(self, toolset: Any) -> RecordingToolset:
         return RecordingToolset(

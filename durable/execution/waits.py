@@ -7,7 +7,7 @@ other calls of its step are busy; when nothing is left to do, the attempt gives 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Final
@@ -61,11 +61,13 @@ class Waits:
         answers: Those that there are by now, and the way to give one.
         denied: Told of a call that was declined: the log has its end.
         outcomes: What calls of the step have come to in this attempt.
+        to_caller: The tools whose calls nobody waits for: the caller makes them when the run has ended.
 
     Attributes:
         seen: How many answers this attempt knows of, at least.
         asked: Whether the deferred calls of this step were to be resolved. That is asked for once a step.
         unresolved: Whether calls of this step wait, and the agent's loop was told to go on with the others.
+        left: The calls of this step that the caller makes.
     """
 
     def __init__(
@@ -77,7 +79,10 @@ class Waits:
         answers: RunAnswers,
         denied: Callable[[str], None],
         outcomes: Mapping[str, tuple[int, bytes]],
+        to_caller: Collection[str] = (),
     ) -> None:
+        self._to_caller = to_caller
+        self.left: set[str] = set()
         self._denied = denied
         self.seen = seen
         self.unresolved = False
@@ -107,6 +112,7 @@ class Waits:
         self._step, self._calls = step, calls
         self.unresolved, self.asked, self._deferred, self._judged = False, False, 0, None
         self._kinds.clear()
+        self.left.clear()
         self._rounds.clear()
         self._left.clear()
         self._hooked.clear()
@@ -124,7 +130,7 @@ class Waits:
 
     def _locate(self, requests: DeferredToolRequests) -> None:
         """Find where the calls wait that were not deferred as they were made, but by a validator or a hook."""
-        for call in [*requests.approvals, *requests.calls]:
+        for call in self._asked_about(requests):
             call_id = call.tool_call_id
             if call_id in self._outcomes:
                 round_, entry = self._outcomes[call_id]
@@ -134,6 +140,10 @@ class Waits:
             if call_id in self._outcomes or call_id not in self._rounds:
                 self._hooked.add(call_id)
                 self._rounds[call_id] = self._round_of_hook(call_id)
+
+    def _asked_about(self, requests: DeferredToolRequests) -> list[ToolCallPart]:
+        """The deferred calls that somebody else than the caller decides."""
+        return [call for call in [*requests.approvals, *requests.calls] if call.tool_call_id not in self.left]
 
     async def decided(self, results: DeferredToolResults) -> None:
         """What the agent's own handlers, or people, say of the calls that were deferred. A question that was announced
@@ -318,14 +328,15 @@ class Waits:
         self.asked = True
         approvals = {call.tool_call_id for call in requests.approvals}
         self._locate(requests)
-        for call in [*requests.approvals, *requests.calls]:
+        calls = self._asked_about(requests)
+        for call in calls:
             metadata = requests.metadata.get(call.tool_call_id)
             deferral = ApprovalRequired(metadata) if call.tool_call_id in approvals else CallDeferred(metadata)
             await self._announce_late(ctx, call, deferral)
         with suppress(StoreUnavailable):  # what it has not seen keeps the run from being suspended
             await self.look()
         results = DeferredToolResults()
-        for call in [*requests.approvals, *requests.calls]:
+        for call in calls:
             answer = self.known(call.tool_call_id, self._rounds[call.tool_call_id])
             declined = answer is not None and answer.kind == "decline"
             if answer is None:
@@ -369,6 +380,16 @@ class Waits:
         if self.asked:
             self._leave_open(self.seen)
         return suspension.deferral()
+
+    def leave_to_caller(self, call_id: str, tool: str) -> None:
+        """A call of this tool is about to be made. Goes on if it is made here.
+
+        Raises:
+            CallDeferred: The caller makes it.
+        """
+        if tool in self._to_caller:
+            self.left.add(call_id)
+            raise CallDeferred
 
     def _leave_open(self, seen: int) -> None:
         """A call of this step waits, as far as the first `seen` answers tell."""
