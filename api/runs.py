@@ -64,6 +64,7 @@ async def submit(
     read_conversation(request)
     announced = await backend.announcements.get(agent)
     check_policy(request, announced.approval_policies)
+    announced.abilities.check(request)
     new = NewRun(
         agent=announced.name,
         kind=announced.kind,

@@ -17,6 +17,7 @@ from pydantic import Field
 from pydantic_ai.toolsets import FunctionToolset
 from redis.exceptions import RedisError
 
+from durable.abilities import Abilities
 from durable.chunks import Wire
 from durable.definition import AgentDefinition, AgentKind
 from durable.errors import StoreUnavailable, UnknownAgent
@@ -39,6 +40,7 @@ class Announcement(Wire):
     max_steps: int
     retention: int | None = None
     approval_policies: list[str] = Field(default_factory=list)
+    abilities: Abilities = Field(default_factory=Abilities)
     view: AgentView
 
     @classmethod
@@ -64,6 +66,7 @@ class Announcement(Wire):
             max_steps=definition.max_steps,
             retention=definition.retention,
             approval_policies=sorted(definition.policies),
+            abilities=Abilities.of(agent),
             view=view,
         )
 

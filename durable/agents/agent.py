@@ -18,6 +18,7 @@ from pydantic_ai.messages import ModelMessage
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.usage import UsageLimits
 
+from durable.abilities import Abilities
 from durable.agents.handle import RunHandle, RunResult
 from durable.agents.sub_agent import sub_agents
 from durable.backend import Backend
@@ -201,6 +202,7 @@ class DurableAgent:
             raise InvalidRequest("The request has no JSON form, or a value is out of range.") from error
         read_conversation(request)
         check_policy(request, self.definition.policies)
+        Abilities.of(self.definition.agent).check(request)
         backend = await self._backend()
         definition = self.definition
         new = NewRun(

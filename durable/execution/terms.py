@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic_ai import RunContext
 from pydantic_ai.agent import AbstractAgent
-from pydantic_ai.exceptions import UserError
 from pydantic_ai.settings import ToolOrOutput
 
+from durable.abilities import has_fixed_output
 from durable.errors import UnfitRequest
 from durable.execution.offered import Offer
 from durable.outputs import requested_output
@@ -53,12 +53,9 @@ class Terms:
         request = self._request
         if request.output_schema is None:
             return {}
-        asked = requested_output(request.output_schema, request.output_mode)
-        try:
-            self._agent.output_json_schema(output_type=asked)
-        except UserError as error:
-            raise UnfitRequest("The agent's output validators want its own output type.") from error
-        return {"output_type": asked}
+        if has_fixed_output(self._agent):
+            raise UnfitRequest("The agent's output validators want its own output type.")
+        return {"output_type": requested_output(request.output_schema, request.output_mode)}
 
     def settings(self) -> Any:
         """The model's settings; with a forced tool choice, a function of the request's context that gives them."""

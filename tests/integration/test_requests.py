@@ -16,20 +16,19 @@ from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.messages import (
     ModelMessage,
     ModelRequest,
-    ModelResponse,
+    ModelRequestPart,
     RetryPromptPart,
-    TextPart,
-    ToolCallPart,
     ToolReturnPart,
     UserPromptPart,
 )
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
 from pydantic_ai.tools import ToolDefinition
+from pydantic_ai.toolsets import FunctionToolset
 
-from durable import DurableAgent, RunHandle
+from durable import DurableAgent, RunHandle, TaskCompletion
 from durable.chunks import Finish, StepFinish, ToolCallSuspended, ToolResult
 from durable.errors import InvalidRequest, RunFailed
-from durable.runs import ClientTool, Runs
+from durable.runs import ClientTool, NewRun, RunRequest, Runs
 from durable.settings import Settings
 from durable.threads import UNFINISHED
 from tests.conftest import eventually
@@ -99,6 +98,11 @@ def built(model: Asked, **options: Any) -> Agent[Any, Any]:
     return agent
 
 
+def made(_: RunContext[Any]) -> FunctionToolset[Any]:
+    """A toolset whose tools are not known before there is a run."""
+    return FunctionToolset()
+
+
 @pytest.fixture(params=[False, True], ids=["at once", "resumed"])
 def wrap(request: pytest.FixtureRequest, settings: Settings, connected: Connect) -> Connect:
     """Wraps an agent; its runs are executed at once, or rebuilt from what is stored after each step."""
@@ -151,7 +155,8 @@ async def test_what_a_tool_asks_of_the_same_agent_has_the_agents_instructions(co
 
     @bare.tool_plain
     async def ask() -> str:
-        return str((await bare.run("again")).output)
+        async with bare.run_stream("again") as found:
+            return str(await found.get_output())
 
     async with connected(bare) as agent:
         assert (await agent.generate("hello", instructions="Be polite.")).output == "outer"
@@ -177,14 +182,14 @@ async def test_a_tool_that_is_not_active_is_not_called_even_if_the_model_asks_fo
 
 
 async def test_an_active_tool_that_the_agent_does_not_have_fails_the_run(connected: Connect) -> None:
-    async with connected(built(Asked())) as agent:
+    async with connected(built(Asked(), toolsets=[made])) as agent:
         with pytest.raises(RunFailed, match="no tool that is called 'divide'") as failure:
             await agent.generate("hello", active_tools=["add", "divide"])
     assert failure.value.failure_code == "unfit_request"
 
 
 async def test_an_active_tool_may_be_missing_in_a_step_if_the_agent_prepares_it_so(connected: Connect) -> None:
-    model, bare = Asked(), built(Asked())
+    model = Asked()
     bare = built(model)
 
     async def never(_: RunContext[Any], __: ToolDefinition) -> None:
@@ -210,10 +215,7 @@ async def test_an_active_tool_may_be_missing_in_a_step_if_the_agent_prepares_it_
 )
 async def test_a_run_returns_an_object_of_the_schema_that_it_was_asked_for(wrap: Connect, mode: Any, says: Any) -> None:
     model = Asked(says=[{"add": {}}, says])
-    profile = {"supports_json_schema_output": True}
-    bare: Agent[Any, Any] = built(model)
-    bare.model = FunctionModel(stream_function=model.answer, profile=profile)  # type: ignore[arg-type]  # a partial one
-    async with wrap(bare) as agent:
+    async with wrap(built(model)) as agent:
         handle = await agent.stream("where?", output_schema=CITY, output_mode=mode)
         result = await handle.result()
         assert result.output == {"city": "Basel"}
@@ -240,17 +242,14 @@ async def test_an_output_that_does_not_fit_the_schema_is_asked_for_again(wrap: C
     assert "output.people does not fit 'type'" in str(told)
 
 
-async def test_an_agent_whose_output_validators_want_its_own_type_says_so(connected: Connect) -> None:
-    bare = built(Asked())
+def validated(agent: Agent[Any, Any]) -> Agent[Any, Any]:
+    """The agent with an output validator."""
 
-    @bare.output_validator
+    @agent.output_validator
     def fine(output: str) -> str:
         return output
 
-    async with connected(bare) as agent:
-        with pytest.raises(RunFailed) as failure:
-            await agent.generate("where?", output_schema=CITY)
-    assert failure.value.failure_code == "unfit_request"
+    return agent
 
 
 @pytest.mark.parametrize(
@@ -278,6 +277,37 @@ async def test_what_no_agent_can_do_is_refused_before_there_is_a_run(
     assert refused.value.details["field"] == field
 
 
+@pytest.mark.parametrize(
+    ("asked", "field"),
+    [
+        ({"active_tools": ["add", "divide"]}, "activeTools"),
+        ({"client_tools": [{**PAINT, "name": "add"}]}, "clientTools"),
+        ({"output_schema": CITY}, "outputSchema"),
+    ],
+)
+async def test_what_its_agent_surely_can_not_do_is_refused_before_there_is_a_run(
+    connected: Connect, asked: dict[str, Any], field: str
+) -> None:
+    async with connected(WrapperAgent(validated(built(Asked())))) as agent:
+        with pytest.raises(InvalidRequest) as refused:
+            await agent.stream("hello", **asked)
+        assert (await agent.generate("hello", active_tools=["add", "paint"], client_tools=[PAINT])).output == "done"
+    assert refused.value.details["field"] == field
+
+
+async def test_an_agent_that_has_changed_since_it_was_asked_fails_the_run(connected: Connect) -> None:
+    bare = built(Asked())
+    async with connected(bare) as agent:
+        backend = await agent._backend()
+        request = RunRequest(prompt="where?", output_schema=CITY)
+        validated(bare)
+        new = NewRun(agent="asked", kind="durable", queue="nowhere", request=request, retention=60)
+        record, _ = await backend.submit(new)
+        with pytest.raises(RunFailed) as failure:
+            await (await agent.handle(record.run_id)).result()
+    assert failure.value.failure_code == "unfit_request"
+
+
 async def test_a_call_of_a_client_tool_waits_and_goes_on_with_what_the_caller_gives(wrap: Connect) -> None:
     model = Asked(says=[{"paint": {"color": "red"}, "add": {}}, "done"])
     async with wrap(built(model)) as agent:
@@ -298,7 +328,7 @@ async def test_a_call_of_a_client_tool_that_nobody_makes_is_declined_in_time(con
 
 
 async def test_a_client_tool_of_the_name_of_one_of_the_agents_fails_the_run(connected: Connect) -> None:
-    async with connected(built(Asked())) as agent:
+    async with connected(built(Asked(), toolsets=[made])) as agent:
         with pytest.raises(RunFailed, match="'add'") as failure:
             await agent.generate("hello", client_tools=[{**PAINT, "name": "add"}])
     assert failure.value.failure_code == "unfit_request"
@@ -319,9 +349,10 @@ async def test_a_run_ends_with_the_calls_that_its_caller_makes_and_the_next_begi
         assert (step.payload.step_result.reason, step.payload.step_result.is_continued) == ("tool-calls", False)
         assert (await finish_of(handle)).payload.step_result.reason == "tool-calls"
 
-        *_, response, made = messages = result.all_messages()
+        messages: list[Any] = result.all_messages()
+        response, others = messages[-2:]
         assert [call.tool_call_id for call in response.tool_calls] == ["call-paint", "call-add", "call-draw"]
-        assert [part.tool_call_id for part in made.parts] == ["call-add"]
+        assert [part.tool_call_id for part in others.parts] == ["call-add"]
 
         painted = ModelRequest(parts=[ToolReturnPart(tool_name="paint", content="red", tool_call_id="call-paint")])
         again = await agent.generate(messages=[*messages, painted], client_tools=[PAINT, DRAW], on_client_tools="end")
@@ -330,7 +361,7 @@ async def test_a_run_ends_with_the_calls_that_its_caller_makes_and_the_next_begi
 
 
 async def test_a_run_waits_for_its_own_calls_before_it_leaves_the_others_to_its_caller(wrap: Connect) -> None:
-    model, bare = Asked(says=[{"paint": {}, "sign": {}}]), built(Asked())
+    model = Asked(says=[{"paint": {}, "sign": {}}])
     bare = built(model)
 
     @bare.tool_plain(requires_approval=True)
@@ -343,11 +374,12 @@ async def test_a_run_waits_for_its_own_calls_before_it_leaves_the_others_to_its_
         await handle.approve("call-sign")
         result = await handle.result()
     assert result.reason == "client_tools"
-    assert [part.content for part in result.all_messages()[-1].parts] == ["signed"]
+    last: Any = result.all_messages()[-1]
+    assert [part.content for part in last.parts] == ["signed"]
 
 
 async def test_a_thread_goes_on_with_the_results_of_the_calls_that_its_last_run_has_left(
-    wrap: Connect, settings: Settings
+    wrap: Connect,
 ) -> None:
     model = Asked(says=[{"paint": {}, "add": {}, "draw": {}}, {"subtract": {}}, "done", "heard"])
     terms: dict[str, Any] = {"client_tools": [PAINT, DRAW], "on_client_tools": "end", "thread_id": "t"}
@@ -378,7 +410,7 @@ async def test_results_that_are_given_again_count_once(connected: Connect) -> No
     terms: dict[str, Any] = {"client_tools": [PAINT], "on_client_tools": "end", "thread_id": "t"}
     async with connected(built(model)) as agent:
         await agent.generate("hello", **terms)
-        parts = [
+        parts: list[ModelRequestPart] = [
             ToolReturnPart(tool_name="add", content="forged", tool_call_id="call-add"),
             ToolReturnPart(tool_name="paint", content="red", tool_call_id="call-paint"),
             UserPromptPart(content="go on"),
@@ -393,6 +425,50 @@ async def test_open_calls_are_closed_where_the_user_just_goes_on(connected: Conn
         await agent.generate("hello", client_tools=[PAINT], on_client_tools="end", thread_id="t")
         await agent.generate("never mind", thread_id="t")
     assert model.told() == {"call-paint": UNFINISHED}
+
+
+async def test_calls_that_are_left_to_the_caller_are_neither_judged_nor_approved(wrap: Connect) -> None:
+    asked: list[Any] = []
+
+    def never(_: Any, output: Any) -> bool:
+        asked.append(output)
+        return False
+
+    model = Asked(says=[{"paint": {}}, "done"])
+    async with wrap(built(model), completion=TaskCompletion([never], max_iterations=1)) as agent:
+        terms: dict[str, Any] = {"client_tools": [PAINT], "on_client_tools": "end", "require_tool_approval": True}
+        assert (await agent.generate("hello", **terms)).reason == "client_tools"
+        assert asked == []
+        assert (await agent.generate("hello")).reason == "max_iterations"
+    assert asked == ["done"]
+
+
+async def test_an_object_that_was_asked_for_is_judged_as_any_output(wrap: Connect) -> None:
+    judged: list[Any] = []
+
+    def is_basel(_: Any, output: Any) -> bool:
+        judged.append(output)
+        return bool(output["city"] == "Basel")
+
+    model = Asked(says=[{"final_result": {"city": "Bern"}}, {"final_result": {"city": "Basel"}}])
+    async with wrap(built(model), completion=TaskCompletion([is_basel])) as agent:
+        assert (await agent.generate("where?", output_schema=CITY)).output == {"city": "Basel"}
+    assert judged == [{"city": "Bern"}, {"city": "Basel"}]
+
+
+async def test_guardrails_hear_of_the_results_that_a_run_begins_with(connected: Connect) -> None:
+    heard: list[Any] = []
+
+    def look(_: Any, messages: Any) -> None:
+        heard.append([part.part_kind for message in messages for part in message.parts])
+
+    model = Asked(says=[{"paint": {}}, "done"])
+    async with connected(built(model), input_guardrails=[look]) as agent:
+        terms: dict[str, Any] = {"client_tools": [PAINT], "on_client_tools": "end", "thread_id": "t"}
+        await agent.generate("hello", **terms)
+        painted = ModelRequest(parts=[ToolReturnPart(tool_name="paint", content="red", tool_call_id="call-paint")])
+        await agent.generate(messages=[painted], **terms)
+    assert heard == [["user-prompt"], ["user-prompt", "tool-call", "tool-return"]]
 
 
 async def test_a_forced_tool_choice_holds_for_the_first_request_of_the_run(wrap: Connect) -> None:
@@ -424,7 +500,7 @@ async def test_a_retry_has_the_terms_of_the_run_that_it_repeats(connected: Conne
         )
         with pytest.raises(RunFailed):
             await handle.result()
-        backend = await agent._backend()  # noqa: SLF001 - the routes' own way
+        backend = await agent._backend()
         record, _ = await backend.retry(handle.run_id)
         again = await agent.handle(record.run_id)
         assert await suspended(again) == ["call-paint"]
@@ -440,9 +516,7 @@ async def test_a_run_that_asks_for_nothing_gives_the_agent_nothing(connected: Co
     async with connected(built(model)) as agent:
         handle = await agent.stream("hello")
         await handle.result()
-        backend = await agent._backend()  # noqa: SLF001 - what is stored
+        backend = await agent._backend()
         request = await Runs(backend.store, backend.settings).request(handle.run_id)
     assert request.to_json() == b'{"prompt":"hello"}'
     assert model.infos[-1].model_settings is None
-    assert ModelResponse(parts=[TextPart("done")]).parts == [TextPart("done")]
-    assert ToolCallPart("x").tool_name == "x"
