@@ -74,6 +74,13 @@ def run(
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Kept with the run. May be repeated.")
     ] = None,
     deps: Annotated[str | None, typer.Option(metavar="JSON", help="For the agent's dependencies.")] = None,
+    instructions: Annotated[str | None, typer.Option(help="In place of the agent's own instructions.")] = None,
+    active_tool: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Give the model this tool, and no others; may be repeated.")
+    ] = None,
+    output_schema: Annotated[
+        str | None, typer.Option(metavar="JSON", help="JSON schema of the object that it shall return.")
+    ] = None,
     detach: Detach = False,
     as_json: AsJson = False,
 ) -> None:
@@ -88,6 +95,7 @@ def run(
         raise typer.BadParameter("every call or a policy, not both", param_hint="--approval-policy")
     approval = True if require_tool_approval else approval_policy
     for_deps = None if deps is None else read_json(deps, "--deps")
+    schema = None if output_schema is None else read_json(output_schema, "--output-schema")
 
     async def work(client: Client) -> Exit:
         try:
@@ -109,6 +117,9 @@ def run(
                 on_busy=on_busy,
                 background=False if foreground else None,
                 until_idle=_idle(until_idle=until_idle, max_idle=max_idle),
+                instructions=instructions,
+                active_tools=active_tool or None,
+                output_schema=schema,
             )
         except UnknownAgent as error:
             raise UnknownAgent(await _whom_else(client, agent)) from error

@@ -33,6 +33,7 @@ _SPECIAL_ENDS: Final = {
     "tripwire": " A guardrail stopped it.",
     "max_iterations": " Its scorers never passed.",
     "goal_stopped": " Its goal was given up.",
+    "client_tools": " Its caller is to make the calls that are left.",
 }
 _NOBODY_LOOKS: Final = "Nobody looks for lost runs until a worker starts."
 

@@ -302,6 +302,13 @@ def test_the_first_example_of_threads_runs(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out == "You have said 1 things.\nYou have said 2 things.\n"
 
 
+def test_the_example_of_tools_of_the_caller_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = [code for code in blocks(page("requests.md"), "python") if code.startswith("# brought.py")]
+    exec(compile(code, "brought.py", "exec", dont_inherit=True), {"__name__": "brought", "asyncio": asyncio})  # noqa: S102
+
+    assert capsys.readouterr().out == "client_tools - You are in Basel.\n"
+
+
 def test_reasons_of_a_step_are_all_named() -> None:
     reasons = get_args(StepResult.model_fields["reason"].annotation)
     shared = rows(section(page("wire-format.md"), "## Shared objects"))
