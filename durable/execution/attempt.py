@@ -194,13 +194,7 @@ class Attempt:
             probe,
         )
         self._endings = Endings(
-            definition,
-            record,
-            request,
-            start.conversation,
-            self._turn,
-            None if mirror is None else mirror.report,
-            settings.max_tool_result_bytes,
+            definition, record, request, start.conversation, self._turn, None if mirror is None else mirror.report
         )
         self.lookout = Lookout(self._look)
         self._task: asyncio.Task[Outcome] | None = None

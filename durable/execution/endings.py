@@ -39,7 +39,6 @@ class Endings:
         given: What it was given.
         turn: What it has done.
         parent: Words what the run is told that has started this one, if one has.
-        max_result_bytes: How much that one may be told as a result.
     """
 
     def __init__(
@@ -50,9 +49,7 @@ class Endings:
         given: Conversation,
         turn: Turn,
         parent: Report | None,
-        max_result_bytes: int,
     ) -> None:
-        self._max_result_bytes = max_result_bytes
         self._request = request
         self._definition = definition
         self._run_id = record.run_id
@@ -82,9 +79,6 @@ class Endings:
             else:
                 extra["output"] = end.output
             fields.update(output_fields(output_type_of(self._definition.agent, self._request), end.output))
-        outcome = ledger.Outcome(value=to_json_value(extra.get("output", text)))
-        if self._parent is not None and len(ledger.encode(outcome)) > self._max_result_bytes:
-            return self.failed(self._too_much())
         finish = self._turn.translator.finish(
             reason="tool-calls" if end.reason == CLIENT_TOOLS else None,
             usage=self._turn.usage,
@@ -93,6 +87,9 @@ class Endings:
             budget_reached=budget,
             **extra,
         )
+        outcome = ledger.Outcome(value=to_json_value(extra.get("output", text)))
+        if self._parent is not None and len(ledger.encode(outcome)) > self._turn.record.max_result_bytes:
+            return self.failed(self._too_much())
         fields.update(self._report(outcome))
         return self._ending(RunStatus.COMPLETED, fields), [finish.model_copy(update={"final": True})]
 
@@ -139,7 +136,7 @@ class Endings:
 
     def _too_much(self) -> ErrorInfo:
         """Why the run of an agent fails that another one has asked: its output is the result of a call."""
-        name, most = self._definition.name, self._max_result_bytes
+        name, most = self._definition.name, self._turn.record.max_result_bytes
         return ErrorInfo(code=ToolResultInvalid.code, message=f"The agent {name!r} returned more than {most} bytes.")
 
     def _last(self, reason: FinishReason) -> Chunk:

@@ -36,6 +36,7 @@ class CallRecord:
         probe: Passed at each point.
 
     Attributes:
+        max_result_bytes: As given.
         step: The step that is under way, from 1; 0 before the first.
         advanced: Whether this attempt has got the run on, by an outcome or otherwise.
         came_to: What the last call has come to, as the tool ended it. A background task makes but one.
@@ -59,7 +60,7 @@ class CallRecord:
         self._writer = writer
         self._translator = translator
         self._entries = entries
-        self._max_result_bytes = max_result_bytes
+        self.max_result_bytes = max_result_bytes
         self._probe = probe
         self._failures: dict[str, tuple[int, ToolFailure, Json]] = {}
 
@@ -158,7 +159,7 @@ class CallRecord:
             entry = ledger.encode(replace(outcome, aside=aside))
         except ToolResultInvalid:
             return  # the hook is asked again, as long as this step lasts
-        if len(entry) <= self._max_result_bytes:
+        if len(entry) <= self.max_result_bytes:
             self.outcomes[tool_call_id] = round_, entry
             self._writer.note(Note(field=ledger.key(self.step, tool_call_id, round_), value=entry))
 
