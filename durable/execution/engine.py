@@ -340,9 +340,9 @@ class Engine:
         return request, start, hopeless
 
     async def _submit(self, new: NewRun) -> RunRecord:
-        """Create a run that another one starts, and wake somebody who executes it."""
+        """Create a run that another one starts, and wake somebody who executes it, if it need not wait for a place."""
         record, created = await self._runs.create(new)
-        if created:
+        if created and not record.limited:
             await self._wake(record)
         return record
 

@@ -9,6 +9,7 @@
 -- Returns {'created' | 'exists' | 'conflict' | 'expired', run id, time of creation or ''} | {'foreign', thread id}, of
 --      another resource | {'busy', live run, its status} | {'orphan'}, its parent is not executed by who starts it
 --      | {'full', limit}, of a task that is not to wait for a place
+-- A run that was created has a fourth part: 1 when it waits for a place under a limit, and is woken when there is one.
 -- A run that another one starts has `parentRunId` and `parentToken` (which is not stored) among the fields; a task, too,
 -- `limits` (`name=most …`) and `onLimit`.
 
@@ -130,7 +131,7 @@ for name, most in string.gmatch((fields.onLimit or 'queue') ~= 'queue' and field
   end
 end
 
-local now = now_ms()
+local now, waits = now_ms(), false
 redis.call('HSET', run, 'status', 'queued', 'requestHash', hash, 'createdAt', int(now), 'token', '0', 'lastSeq', '0')
 for i = 6, #ARGV, 2 do
   if ARGV[i] ~= 'parentToken' then
@@ -145,6 +146,12 @@ if fields.parentRunId then
 end
 for _, set in ipairs(places) do
   redis.call('SADD', set, run_id) -- a task that must not wait has its place from the beginning
+end
+for _, limit in ipairs(#places == 0 and limits_of(run, run_id) or {}) do
+  if redis.call('SCARD', limit[1]) >= limit[2] then
+    redis.call('ZADD', limit[1] .. ':waiting', int(now), run_id) -- as `claim` would: nobody need be woken for that
+    waits = true
+  end
 end
 redis.call('SET', request, ARGV[3])
 if KEYS[10] then
@@ -197,7 +204,7 @@ end
 redis.call('ZADD', KEYS[4], int(now), run_id)
 redis.call('ZADD', KEYS[5], int(now), run_id)
 redis.call('ZADD', ARGV[5] .. 'queued', int(now), run_id)
-if not live then
+if not live and not waits then
   redis.call('ZADD', KEYS[6], int(now + tonumber(ARGV[4])), run_id)
 end
 if thread then
@@ -222,4 +229,4 @@ end
 if KEYS[7] ~= run then
   redis.call('SET', KEYS[7], hash .. ' ' .. run_id) -- expires with the run: `close`
 end
-return {'created', run_id, int(now)}
+return {'created', run_id, int(now), waits and 1 or 0}

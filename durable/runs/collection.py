@@ -139,17 +139,8 @@ class Runs:
                 raise LimitReached(limit=text(found))
             case "busy":
                 raise ThreadBusy(runId=text(found), status=text(made[0]))
-            case "created" if not (new.retry_of or new.parent or new.request.thread_id):
-                known = {
-                    "status": "queued",
-                    "createdAt": made[0],
-                    "token": 0,
-                    "lastSeq": 0,
-                    "requestHash": digest,
-                    **fields,
-                }
-                as_stored = {name: v if isinstance(v, bytes) else str(v).encode() for name, v in known.items()}
-                return RunRecord(run_id, as_stored), True
+            case "created" if not (new.retry_of or new.request.thread_id):
+                return RunRecord(run_id, _as_created(fields, digest, *made)), True
             case outcome:
                 return await self.get(text(found)), outcome == "created"
 
@@ -499,6 +490,15 @@ def _fields(new: NewRun) -> dict[str, Any]:
     }
     given |= _of_parent(new)
     return {name: value for name, value in given.items() if value is not None} | new.request.budgets()
+
+
+def _as_created(fields: Mapping[str, Any], digest: str, at: int, limited: int) -> dict[str, bytes]:
+    """A record as its creation has left it: `at` ms, and waiting for a place if it is `limited`."""
+    known = {"status": "queued", "createdAt": at, "token": 0, "lastSeq": 0, "requestHash": digest, **fields}
+    known.pop("parentToken", None)  # it is checked, not stored
+    if limited:
+        known["limited"] = "1"
+    return {name: value if isinstance(value, bytes) else str(value).encode() for name, value in known.items()}
 
 
 def _as_changed(record: RunRecord, request: RunRequest) -> dict[str, Any]:

@@ -267,6 +267,12 @@ class RunRecord:
         return "behind" in self.fields
 
     @property
+    def limited(self) -> bool:
+        """Whether it waits for a place under a limit, as whoever has just created it knows: it is woken when there is
+        one. No record that is read later tells."""
+        return "limited" in self.fields
+
+    @property
     def given(self) -> int:
         """How many exchanges of its thread it is given as its history."""
         return int(self.fields.get("given", b"0"))

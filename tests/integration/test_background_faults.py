@@ -373,6 +373,54 @@ class TestLimits:
         assert await woken(bench) == [third]
         await bench.claim(third)
 
+    async def test_one_that_finds_no_place_when_it_is_created_is_woken_when_there_is_one_and_not_before(
+        self, bench: Workbench, parent: Any
+    ) -> None:
+        redis, keys = bench.store.redis, bench.store.keys
+        first = await parent("c1")
+        writer = await bench.writer(first)
+        second, third = await parent("c2"), await parent("c3", limits={"one": 1, "two": 1})
+        [view, _] = await views(
+            bench.store, Announcements(bench.store), [await bench.runs.get(task) for task in (second, third)]
+        )
+        assert (view.status, view.reason) == ("queued", "limit_reached")
+        assert await redis.zmscore(keys.wakeups, [second, third]) == [None, None]
+        await writer.finish(completed(), finish())
+        assert await woken(bench) == [second]
+        writer = await bench.writer(second)
+        await writer.finish(completed(), finish())
+        assert await woken(bench) == [third]
+        await bench.claim(third)
+
+    async def test_nobody_tries_to_execute_one_that_has_no_place(
+        self, connected: Any, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        claimed: list[str] = []
+
+        async def noted(store: Store, settings: Settings, run_id: str, *args: Any, **options: Any) -> Any:
+            claimed.append(run_id)
+            return await claim(store, settings, run_id, *args, **options)
+
+        monkeypatch.setattr(engines, "claim", noted)
+        gate = Gate()
+        async with connected(agent_of(gate.work, calls=3, background=True, max_concurrency=1)) as agent:
+            one = await agent.stream("go", until_idle=True)
+            await idle(one)
+
+            async def taken() -> bool:
+                views = [await (await agent.handle(task)).status() for task in await children(store, one)]
+                return any(view.status == "running" for view in views)
+
+            await eventually(taken, what="the place to be taken")
+            other = await agent.stream("go", until_idle=True)
+            await idle(other)
+            tasks = set(await children(store, other))
+            assert len(tasks) == 3
+            assert not tasks & set(claimed)
+            gate.open.set()
+            assert len(await told(one)) == len(await told(other)) == 6
+            assert tasks < set(claimed)
+
     async def test_a_place_that_nobody_takes_goes_to_the_next(self, bench: Workbench, parent: Any) -> None:
         """The one that it was offered to is in a queue that no worker reads."""
         first, second, third = [await parent(f"c{n}") for n in range(3)]
