@@ -44,7 +44,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.alone
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 def test_a_benchmark_answers_its_question_with_a_table(tmp_path: Path) -> None:
     report = tmp_path / "figures.json"
     done = run(*TITLES, "--quick", "--json", str(report))
