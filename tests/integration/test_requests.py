@@ -27,11 +27,13 @@ from pydantic_ai.toolsets import FunctionToolset
 
 from durable import DurableAgent, RunHandle, TaskCompletion
 from durable.chunks import Finish, StepFinish, ToolCallSuspended, ToolResult
+from durable.doctor import Doctor
 from durable.errors import InvalidRequest, RunFailed
 from durable.runs import ClientTool, NewRun, RunRequest, Runs
 from durable.settings import Settings
 from durable.threads import UNFINISHED
 from tests.conftest import eventually
+from tests.workbench import Workbench
 
 Connect = Callable[..., DurableAgent]
 CITY = {
@@ -221,6 +223,7 @@ async def test_a_run_returns_an_object_of_the_schema_that_it_was_asked_for(wrap:
         assert result.output == {"city": "Basel"}
         assert (await handle.status()).output == {"city": "Basel"}
         assert (await (await agent.handle(handle.run_id)).result()).output == {"city": "Basel"}
+    assert {info.model_request_parameters.output_mode for info in model.infos} == {mode or "tool"}
 
 
 class Place(BaseModel):
@@ -379,7 +382,7 @@ async def test_a_run_waits_for_its_own_calls_before_it_leaves_the_others_to_its_
 
 
 async def test_a_thread_goes_on_with_the_results_of_the_calls_that_its_last_run_has_left(
-    wrap: Connect,
+    wrap: Connect, settings: Settings
 ) -> None:
     model = Asked(says=[{"paint": {}, "add": {}, "draw": {}}, {"subtract": {}}, "done", "heard"])
     terms: dict[str, Any] = {"client_tools": [PAINT, DRAW], "on_client_tools": "end", "thread_id": "t"}
@@ -403,6 +406,8 @@ async def test_a_thread_goes_on_with_the_results_of_the_calls_that_its_last_run_
             ["text"],
             ["user-prompt"],
         ]
+    async with Workbench(settings) as bench:
+        assert [finding async for finding in Doctor(bench.store).findings()] == []
 
 
 async def test_results_that_are_given_again_count_once(connected: Connect) -> None:
