@@ -74,6 +74,12 @@ class TestClosed:
         assert told(twice) == [["a"], ["c1"], [f"c1: {UNFINISHED}"], ["b"]]
         assert closed(some) == some
 
+    def test_results_that_came_in_a_later_run_count_and_are_told_together(self) -> None:
+        later = closed([asked("a"), called("c1", "c2", "c3"), returned("c2"), returned("c1"), said("b")])
+        assert told(later) == [["a"], ["c1", "c2", "c3"], [f"c3: {UNFINISHED}", "c2: 3", "c1: 3"], ["b"]]
+        whole = closed([asked("a"), called("c1", "c2"), returned("c2"), returned("c1")])
+        assert told(whole) == [["a"], ["c1", "c2"], ["c2: 3", "c1: 3"]]
+
     def test_it_is_the_same_at_every_reading(self) -> None:
         messages = [asked("a"), called("c1")]
         assert closed(messages) == closed(messages)
