@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 from pydantic_ai import Agent, RunContext
 from pydantic_ai.agent import WrapperAgent
+from pydantic_ai.capabilities import AbstractCapability
 from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.messages import (
     ModelMessage,
@@ -361,6 +362,20 @@ async def test_a_run_ends_with_the_calls_that_its_caller_makes_and_the_next_begi
         again = await agent.generate(messages=[*messages, painted], client_tools=[PAINT, DRAW], on_client_tools="end")
         assert again.output == "done"
     assert model.told() == {"call-paint": "red", "call-add": 2, "call-draw": UNFINISHED}
+
+
+class Unusual(AbstractCapability[Any]):
+    """A provider that calls tools, and says another reason."""
+
+    async def after_model_request(self, ctx: Any, *, request_context: Any, response: Any) -> Any:  # noqa: ARG002
+        return replace(response, finish_reason="error")
+
+
+async def test_the_finish_reason_tells_of_calls_that_are_left_whatever_the_provider_says(connected: Connect) -> None:
+    model = Asked(says=[{"paint": {}}])
+    async with connected(built(model, capabilities=[Unusual()])) as agent:
+        handle = await agent.stream("hello", client_tools=[PAINT], on_client_tools="end")
+        assert (await finish_of(handle)).payload.step_result.reason == "tool-calls"
 
 
 async def test_a_run_waits_for_its_own_calls_before_it_leaves_the_others_to_its_caller(wrap: Connect) -> None:
