@@ -10,7 +10,7 @@ from durable.budgets import Raise
 from durable.chunks import Wire
 from durable.decisions import LONGEST_ACTOR, LONGEST_REASON
 from durable.runs import OnBusy, RunRequest, read_until_idle
-from durable.runs.record import MaxSeconds, MaxTokens, OnBudget
+from durable.runs.record import Include, MaxSeconds, MaxTokens, OnBudget
 from durable.runs.terms import ActiveTools, ClientTools, OnClientTools, OutputMode
 
 MAX_METADATA_KEYS = 50
@@ -124,6 +124,10 @@ class SubmitBody(Wire):
     ] = None
     client_tool_seconds: Annotated[
         MaxSeconds | None, Field(description="Seconds that such a call waits, before it is declined.")
+    ] = None
+    include: Annotated[
+        list[Include] | None,
+        Field(description="Types of chunks that are only written on request: `raw`.", max_length=10),
     ] = None
 
     def request(self) -> RunRequest:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from durable.chunks import Chunk, ReasoningDelta, StepStart, TextDelta, ToolCallDelta, encode_body
+from durable.chunks import Chunk, Raw, ReasoningDelta, StepStart, TextDelta, ToolCallDelta, encode_body
 from durable.errors import DurableError, LeaseLost
 from durable.leases import Lease
 from durable.scripts import APPEND, FINISH, Arg, Script
@@ -190,7 +190,7 @@ class RunWriter:
     def write(self, chunk: Chunk, note: Note | None = None) -> None:
         """Put a chunk aside; it is sent soon, in order. Once the run is lost, chunks are dropped.
 
-        The first delta of a step leaves at once, and so does everything that is no delta.
+        The first delta of a step leaves at once, and so does everything that is no delta and no event of a provider.
 
         Args:
             chunk: What observers see.
@@ -209,7 +209,7 @@ class RunWriter:
         else:
             self._pieces.append(_Piece(chunk, key, piece_text))
             self._size += self._pieces[-1].size
-        if key is None or self._first_delta:
+        if self._first_delta or not (key or isinstance(chunk, Raw)):
             self._urgent = True
             self._first_delta = isinstance(chunk, StepStart) or (key is None and self._first_delta)
         self._schedule()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic_ai import Agent
 from pydantic_ai.models import Model
 from pydantic_ai.models.fallback import FallbackModel
+from pydantic_ai.models.test import TestModel
 
 from durable import EventedAgent, create_evented_agent
 from tests.provider_wire.models import anthropic_model, openai_chat_model, openai_responses_model
@@ -23,3 +24,4 @@ anthropic = _wrap("anthropic", anthropic_model())
 openai_chat = _wrap("openai-chat", openai_chat_model())
 openai_responses = _wrap("openai-responses", openai_responses_model())
 either = _wrap("either", FallbackModel(anthropic_model(), openai_chat_model()))
+untold = _wrap("untold", TestModel())

@@ -31,6 +31,7 @@ from durable.definition import (
     define,
 )
 from durable.errors import InvalidRequest
+from durable.providers import shows_events
 from durable.runs import (
     ClientTool,
     NewRun,
@@ -38,10 +39,11 @@ from durable.runs import (
     OnClientTools,
     OutputMode,
     RunRequest,
+    check_include,
     check_policy,
     read_until_idle,
 )
-from durable.runs.record import OnBudget
+from durable.runs.record import Include, OnBudget
 from durable.settings import Settings
 from durable.store import Store
 
@@ -116,6 +118,7 @@ class DurableAgent:
         client_tools: Sequence[ClientTool | Mapping[str, Json]] | None = None,
         on_client_tools: OnClientTools | None = None,
         client_tool_seconds: float | None = None,
+        include: Sequence[Include] | None = None,
     ) -> RunHandle:
         """Start a run and return at once. The run goes on whatever happens to the caller.
 
@@ -158,6 +161,8 @@ class DurableAgent:
             on_client_tools: `suspend` (default): a call of one waits for `RunHandle.resume`. `end`: the run ends with
                 it, and another run may begin with its result.
             client_tool_seconds: Seconds that such a call waits before it is declined; default: for ever.
+            include: Types of chunks that are only written on request. `raw`: the events of the model's provider, as
+                they come; of OpenAI's and Anthropic's models.
 
         Raises:
             InvalidRequest: The request is not of the right shape.
@@ -196,6 +201,7 @@ class DurableAgent:
                 else [ClientTool.model_validate(tool) for tool in client_tools],
                 on_client_tools=on_client_tools,
                 client_tool_seconds=client_tool_seconds,
+                include=None if include is None else list(include),
             )
             request.to_json()
         except (ValidationError, ValueError) as error:
@@ -203,6 +209,7 @@ class DurableAgent:
         read_conversation(request)
         check_policy(request, self.definition.policies)
         Abilities.of(self.definition.agent).check(request)
+        check_include(request.include, raw=shows_events(self.definition.agent.model))
         backend = await self._backend()
         definition = self.definition
         new = NewRun(

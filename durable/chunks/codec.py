@@ -22,6 +22,7 @@ from durable.chunks.completion import GoalChunk, IsTaskComplete, TripwireChunk
 from durable.chunks.lifecycle import Abort, BudgetRaised, BudgetReached, Error, Finish, Start, StepFinish, StepStart
 from durable.chunks.output import (
     File,
+    Raw,
     ReasoningDelta,
     ReasoningEnd,
     ReasoningSignature,
@@ -59,7 +60,7 @@ _KNOWN = (
     | ToolCallInputStreamingStart | ToolCallDelta | ToolCallInputStreamingEnd
     | ToolCall | ToolResult | ToolError | ToolOutput
     | ToolCallApproval | ToolCallSuspended | ToolCallDecided | ToolOutputDenied
-    | Source | File
+    | Source | File | Raw
     | TripwireChunk | IsTaskComplete | GoalChunk
     | BackgroundTaskStarted | BackgroundTaskRunning | BackgroundTaskProgress | BackgroundTaskOutput
     | BackgroundTaskCompleted | BackgroundTaskFailed | BackgroundTaskCancelled

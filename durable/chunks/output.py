@@ -137,3 +137,14 @@ class File(Chunk):
 
     type: Literal["file"] = "file"
     payload: FilePayload
+
+
+class RawPayload(Wire):
+    """The provider's event, as it came."""
+
+
+class Raw(Chunk):
+    """What the model's provider has sent. Only told when it is asked for."""
+
+    type: Literal["raw"] = "raw"
+    payload: RawPayload

@@ -81,6 +81,7 @@ def run(
     output_schema: Annotated[
         str | None, typer.Option(metavar="JSON", help="JSON schema of the object that it shall return.")
     ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="With the provider's own events; --json shows them.")] = False,
     detach: Detach = False,
     as_json: AsJson = False,
 ) -> None:
@@ -120,6 +121,7 @@ def run(
                 instructions=instructions,
                 active_tools=active_tool or None,
                 output_schema=schema,
+                include=["raw"] if raw else None,
             )
         except UnknownAgent as error:
             raise UnknownAgent(await _whom_else(client, agent)) from error

@@ -126,6 +126,7 @@ class Client(TaskRequests):
         client_tools: Sequence[Mapping[str, Json]] | None = None,
         on_client_tools: str | None = None,
         client_tool_seconds: float | None = None,
+        include: Sequence[str] | None = None,
     ) -> RunView:
         """Start a run and return at once. Give either `prompt` or `messages`.
 
@@ -163,6 +164,8 @@ class Client(TaskRequests):
             client_tools: Tools that the caller executes: `{name, description, parameters}`, the last a JSON schema.
             on_client_tools: `suspend` (default): a call of one waits for `resume`. `end`: the run ends with it.
             client_tool_seconds: Seconds that such a call waits before it is declined; default: for ever.
+            include: Types of chunks that are only written on request. `raw`: the events of the model's provider, as
+                they come; of OpenAI's and Anthropic's models.
 
         Raises:
             ThreadBusy: The conversation has a run that is suspended, or any with `on_busy="reject"`; `details` tell
@@ -199,6 +202,7 @@ class Client(TaskRequests):
             "clientTools": client_tools,
             "onClientTools": on_client_tools,
             "clientToolSeconds": client_tool_seconds,
+            "include": None if include is None else list(include),
         }
         if run_id is None and idempotency_key is None:
             idempotency_key = secrets.token_urlsafe(24)

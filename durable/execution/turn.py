@@ -60,6 +60,7 @@ from durable.execution.recording import RecordingToolset
 from durable.execution.restoration import Restoration
 from durable.execution.start import StartPoint
 from durable.execution.tail import Tail
+from durable.execution.tee import Tapping, Tee
 from durable.execution.terms import Terms
 from durable.execution.waits import Waits
 from durable.probes import Point, Probe, silent
@@ -170,6 +171,7 @@ class Turn:
         self._terms = Terms(definition.agent, request, lambda: self.record.step)
         self._settled: list[ModelRequestPart] = []
         self._asides = Asides()
+        self._tee = Tee(self._say) if "raw" in (request.include or ()) else None
         self._message_id = ""
         self._first = start.progress.first if start.progress else 0
         self._tail = start.tail
@@ -338,7 +340,11 @@ class Turn:
         self._write(self.translator.begin_step(self.record.step, self._message_id, self._void))
         self._void, self._tail = None, Tail()
         self._probe(Point.MODEL_BEFORE)
-        following = await run.next(node)
+        if self._tee is None:
+            following = await run.next(node)
+        else:
+            with self._tee.step():
+                following = await run.next(node)
         self._probe(Point.MODEL_AFTER)
         if Agent.is_call_tools_node(following):
             progress = Progress(
@@ -438,6 +444,8 @@ class Turn:
             void = await self._void_since(self._first)
             self._first = self._writer.next_seq
             self._write(self.translator.begin_again(self.record.step, self._message_id, void, event))
+        if self._tee is not None:
+            self._tee.release()
         self._write(self.translator.event(event))
         if self._writer.full:
             await self._writer.room()
@@ -471,6 +479,7 @@ class Turn:
                             Telling(self._tell),
                             Deferral(self.waits.resolve),
                             *self._restoration.resumption(),
+                            *([] if self._tee is None else [Tapping(self._tee)]),
                             # Also for what somebody may want of it by then.
                             Judging(partial(self._go_on, judgement)),
                             *self._terms.offer(),

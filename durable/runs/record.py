@@ -42,6 +42,7 @@ TASK: Final = "task"
 LONGEST_IDLE: Final = 300.0
 """Seconds for which a run waits for its background tasks, unless it says otherwise."""
 OnBusy = Literal["queue", "reject"]
+Include = Literal["raw"]
 RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
 
 
@@ -93,6 +94,7 @@ class RunRequest(Wire):
         background: False: no tool call of it goes on in the background.
         max_idle: The run goes on when its background tasks have ended, under its own id; it waits for them for so many
             seconds in a row. It does not wait when missing.
+        include: Types of chunks that are only written where they are asked for.
         tool_call: A tool call to make, instead of asking a model: the run is a background task.
         instructions: In place of the agent's own instructions.
         active_tools: Of the agent's tools, only these are given to the model.
@@ -123,6 +125,7 @@ class RunRequest(Wire):
     on_busy: OnBusy | None = None
     background: bool | None = None
     max_idle: MaxSeconds | None = None
+    include: list[Include] | None = None
     tool_call: ToolCallRequest | None = None
     instructions: str | None = None
     active_tools: ActiveTools | None = None
@@ -423,6 +426,21 @@ def check_terms(request: RunRequest) -> None:
     check_output(request.output_schema, request.output_mode)
     check_client_tools(request.client_tools, request.on_client_tools, request.client_tool_seconds)
     check_tool_choice(request.model_settings)
+
+
+def check_include(include: Iterable[str] | None, *, raw: bool) -> None:
+    """Refuse a request for chunks that nobody can write.
+
+    Args:
+        include: Types of chunks that are asked for.
+        raw: Whether the events of the provider of the agent's model can be seen.
+
+    Raises:
+        InvalidRequest: One can't be written.
+    """
+    if not raw and "raw" in (include or ()):
+        message = "Raw chunks are those of OpenAI's and Anthropic's models; this agent has another."
+        raise InvalidRequest(message, field="include")
 
 
 def read_until_idle(until_idle: bool | float | None) -> float | None:  # noqa: FBT001 - it is the value itself

@@ -173,3 +173,19 @@ def test_a_cancel_hangs_up_on_the_provider(name: str, wire: ProviderWire, provid
     [request] = wire.requests
     assert request.abandoned.wait(10)
     hold.release()
+
+
+@each_protocol
+def test_raw_chunks_are_the_providers_bytes_as_json(name: str, wire: ProviderWire, provided: Caller) -> None:
+    reply = PROTOCOLS[name].reply(text("one ", "two"))
+    wire.script(reply)
+    run = provided.result("go", name, include=["raw"])
+    data = [line for frame in reply.frames for line in bytes(frame).splitlines() if line.startswith(b"data: {")]
+    assert of_type(provided.log(run["runId"]), "raw") == [json.loads(line.removeprefix(b"data: ")) for line in data]
+
+
+def test_raw_chunks_are_refused_where_nobody_sees_them(provided: Caller) -> None:
+    answer = provided.post("/v1/agents/untold/runs", json={"prompt": "go", "include": ["raw"]})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["details"] == {"field": "include"}
+    assert provided.post("/v1/agents/untold/runs", json={"prompt": "go", "include": ["nonsense"]}).status_code == 400

@@ -51,6 +51,7 @@ CATALOGUE = [
     "finish",
     "goal",
     "is-task-complete",
+    "raw",
     "reasoning-delta",
     "reasoning-end",
     "reasoning-signature",

@@ -214,7 +214,7 @@ def test_the_wire_page_shows_each_payload_as_it_is(kind: str) -> None:
     (example,) = blocks(text, "json")
     chunk = parse(example)
     assert chunk.type == kind
-    assert unknown_fields(chunk) == set()
+    assert unknown_fields(chunk) == set() or not model.model_fields  # a payload without fields is open
     assert chunk.to_wire() == json.loads(example)
 
 
