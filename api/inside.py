@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Query, Response
 from pydantic_ai.messages import ModelMessagesTypeAdapter
 
 from durable.diagnosis import diagnose, examine
+from durable.files import UNKNOWN_TYPE, RunFile
 from durable.transcripts import folded, transcript
 from durable.views import Diagnosis, MessagePage, ModelMessagePage
 
@@ -15,6 +16,15 @@ from .dependencies import TheBackend
 from .documentation import DIAGNOSIS, MESSAGES, errors, example
 
 router = APIRouter(prefix="/v1", tags=["runs"])
+
+_FILE: Final[dict[int | str, dict[str, Any]]] = {
+    200: {
+        "description": "The file.",
+        "content": {UNKNOWN_TYPE: {"schema": {"type": "string", "format": "binary"}, "example": "\u0089PNG…"}},
+    }
+}
+_SAVED: Final = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "default-src 'none'; sandbox"}
+"""A model has made it: no browser is to take it for a page of this server."""
 
 
 @router.get(
@@ -39,6 +49,22 @@ async def get_messages(
     else:
         body = MessagePage(messages=folded(messages)).model_dump_json(by_alias=True).encode()
     return Response(body, media_type="application/json")
+
+
+@router.get(
+    "/runs/{run_id}/files/{file_id}",
+    response_class=Response,
+    summary="Fetch a file of a run",
+    responses=_FILE | errors(404, 410, 503),
+)
+async def get_file(run_id: str, file_id: str, backend: TheBackend) -> Response:
+    """A file that the model has made, and that a `file` chunk names by its `fileId`."""
+    file = await backend.runs.file(run_id, file_id)
+    return Response(file.data, headers=_SAVED | _named(file))
+
+
+def _named(file: RunFile) -> dict[str, str]:
+    return {"Content-Type": file.mime_type, "Content-Disposition": f'attachment; filename="{file.filename}"'}
 
 
 @router.get(

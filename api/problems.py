@@ -29,6 +29,7 @@ from durable.errors import (
     ThreadConflict,
     UnknownAgent,
     UnknownCall,
+    UnknownFile,
     UnknownRun,
     UnknownThread,
 )
@@ -41,6 +42,7 @@ STATUSES: Final[dict[type[DurableError], int]] = {
     InvalidRequest: 400,
     UnknownAgent: 404,
     UnknownRun: 404,
+    UnknownFile: 404,
     UnknownCall: 404,
     UnknownThread: 404,
     RunExpired: 410,

@@ -80,6 +80,12 @@ class UnknownRun(DurableError):
     code = "unknown_run"
 
 
+class UnknownFile(DurableError):
+    """The run has no file of this name."""
+
+    code = "unknown_file"
+
+
 class RunExpired(DurableError):
     """The run has ended and its retention has passed."""
 

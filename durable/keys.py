@@ -23,6 +23,7 @@ class Keys:
     | `calls` | hash | calls that wait or waited: `s:` state, `c:` question, `t:` since and until, `d:` answer |
     | `children` | hash | runs that it has started -> `live` or `ended` |
     | `children_order` | list | the same runs, in the order in which they were started: a child's number never changes |
+    | `files` | hash | files that its chunks name -> type and content |
     | `tombstone` | string | outlives an expired run |
     | `idempotency` | string | idempotency key -> run id and request hash |
     | `runs` | sorted set | creation time -> run id; per status, agent, thread and in all |
@@ -67,6 +68,9 @@ class Keys:
     def children_order(self, run_id: str) -> str:
         return self._of_run(run_id, ":children:order")
 
+    def files(self, run_id: str) -> str:
+        return self._of_run(run_id, ":files")
+
     def tombstone(self, run_id: str) -> str:
         return self._of_run(run_id, ":tombstone")
 
@@ -87,7 +91,7 @@ class Keys:
             return f"{self.thread(thread)}:runs"
         return f"{self.prefix}:runs"
 
-    # The scripts make the names of a thread, of its runs, and of a run's parent and children, from that of a run of it
+    # The scripts make the names of a thread, of its runs, and of a run's files, parent and children, from that of a run
     # (`lib.lua`).
 
     def thread(self, thread_id: str) -> str:

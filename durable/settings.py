@@ -47,6 +47,9 @@ class Settings(BaseSettings):
     grace_seconds: float = Field(10, ge=0, description="How long a stopping worker lets its runs go on.")
     max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest request body that the API reads.")
     max_tool_result_bytes: int = Field(4_194_304, ge=1024, description="Largest tool result, as JSON.")
+    max_inline_file_bytes: int = Field(
+        262_144, ge=0, description="Largest file of a model that its chunk holds itself."
+    )
     max_buffer_bytes: int = Field(16_777_216, ge=65_536, description="Chunks of one run that wait for Redis, at most.")
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)

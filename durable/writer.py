@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 
 from durable.chunks import Chunk, Raw, ReasoningDelta, StepStart, TextDelta, ToolCallDelta, encode_body
 from durable.errors import DurableError, LeaseLost
+from durable.files import RunFile
 from durable.leases import Lease
 from durable.scripts import APPEND, FINISH, Arg, Script
 from durable.settings import Settings
@@ -52,6 +53,8 @@ class _Piece:
         self.body = b"" if key or chunk is None else encode_body(chunk)
         self.note = note
         self.size = len(text) if key else len(self.body)
+        if note is not None and note.file is not None:
+            self.size += len(note.file.data)
 
     @property
     def is_chunk(self) -> bool:
@@ -113,6 +116,7 @@ class Note:
         value: The ledger entry.
         progress: Whether the run has got on with it.
         waiting: A call that begins to wait.
+        file: What the chunk names.
     """
 
     checkpoint: bytes = b""
@@ -120,6 +124,7 @@ class Note:
     value: bytes = b""
     progress: bool = True
     waiting: Waiting | None = None
+    file: RunFile | None = None
 
 
 @dataclass(frozen=True)
@@ -147,9 +152,13 @@ class _Batch:
         """What is stored in the same step, as `append` takes it."""
         entries = [note for note in self.notes if note.field]
         args: list[Arg] = ["1" if any(note.progress for note in self.notes) else "0"]
-        args += [next((note.checkpoint for note in self.notes if note.checkpoint), b""), run_id, len(entries)]
+        files = [note.file for note in self.notes if note.file is not None]
+        args += [next((note.checkpoint for note in self.notes if note.checkpoint), b""), run_id]
+        args += [len(entries), len(files)]
         for note in entries:
             args += [note.field, note.value]
+        for file in files:
+            args += [file.file_id, file.encode()]
         for call in [note.waiting for note in self.notes if note.waiting is not None]:
             due = "" if call.expires_in is None else int(call.expires_in * 1000)
             args += [call.tool_call_id, f"{call.step} {call.round}", call.body, due]

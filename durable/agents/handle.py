@@ -17,6 +17,7 @@ from durable.chunks import Chunk, Usage
 from durable.chunks.base import Json
 from durable.decisions import Answer
 from durable.errors import RunCancelled, RunFailed, StoreUnavailable
+from durable.files import RunFile
 from durable.journal import read_cursor
 from durable.outputs import output_type_of, restore_output
 from durable.runs import RunRecord, read_until_idle
@@ -134,6 +135,16 @@ class RunHandle:
             reason=view.reason,
             tripwire=view.tripwire,
         )
+
+    async def file(self, file_id: str) -> RunFile:
+        """A file that a chunk of the run names by its `file_id`.
+
+        Raises:
+            UnknownFile: The run has no such file.
+            UnknownRun, RunExpired: There is no such run.
+            StoreUnavailable: Redis does not answer.
+        """
+        return await self._backend.runs.file(self.run_id, file_id)
 
     async def cancel(self, reason: str | None = None) -> bool:
         """Ask the run to end; False when it is cancelled already.

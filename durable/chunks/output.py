@@ -123,12 +123,15 @@ class Source(Chunk):
 
 
 class FilePayload(Wire):
-    """`data` is a URL, or base64 when `base64` says so."""
+    """`data` is base64; of a file that is stored apart, its path on the server, as `url`. `size` is in bytes."""
 
     data: str
     base64: str | None = None
     mime_type: str
     filename: str | None = None
+    url: str | None = None
+    file_id: str | None = None
+    size: int | None = None
     provider_metadata: dict[str, Json] | None = None
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from durable.cli import answers, budgets, dev, doctor, runs, services, tasks
+from durable.cli import answers, budgets, dev, doctor, files, runs, services, tasks
 
 app = typer.Typer(
     name="durable",
@@ -37,6 +37,7 @@ app.command()(runs.cancel)
 app.command()(runs.retry)
 app.command("raise")(budgets.raise_)
 app.command()(runs.why)
+app.command()(files.file)
 app.command()(runs.agents)
 app.command()(answers.pending)
 app.command()(answers.approve)

@@ -201,7 +201,9 @@ class Transcript:
         if isinstance(chunk, Source):
             self._line(f"  ⌁ source: {chunk.payload.title} {chunk.payload.url or ''}".rstrip(), "dim")
         else:
-            self._line(f"  ⌁ file: {chunk.payload.filename or chunk.payload.mime_type}", "dim")
+            told = chunk.payload.file_id
+            fetch = f"  durable file {chunk.run_id} {told}" if told else ""
+            self._line(f"  ⌁ file: {chunk.payload.filename or chunk.payload.mime_type}{fetch}", "dim")
 
     def _show_task(self, chunk: OfTask) -> None:
         if isinstance(chunk, BackgroundTaskProgress):

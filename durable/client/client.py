@@ -21,11 +21,12 @@ from durable.chunks.base import Json
 from durable.client.backoff import Backoff
 from durable.client.bodies import beside, given, idle, idle_params
 from durable.client.outage import OnOutage
-from durable.client.paths import call_path, run_path, segment
+from durable.client.paths import call_path, file_path, run_path, segment
 from durable.client.remote import Remote
 from durable.client.subscription import Subscription, TreeSubscription
 from durable.client.tasks import TaskRequests
 from durable.errors import RunCancelled, RunFailed
+from durable.files import UNKNOWN_TYPE, RunFile
 from durable.fold import Folder
 from durable.views import (
     AgentPage,
@@ -385,6 +386,17 @@ class Client(TaskRequests):
             async for chunk in chunks:
                 folder.add(chunk)
         return folder.text
+
+    async def file(self, run_id: str, file_id: str) -> RunFile:
+        """A file that a `file` chunk of the run names by its `file_id`: one too large for the chunk.
+
+        Raises:
+            UnknownFile: The run has no such file.
+            UnknownRun: There is none.
+            RunExpired: Its retention has passed.
+        """
+        response = await self._server.send("GET", file_path(run_id, file_id))
+        return RunFile(file_id, response.headers.get("content-type", UNKNOWN_TYPE), response.content)
 
     async def cancel(self, run_id: str, reason: str | None = None) -> RunView:
         """End a run. It is cancelled soon, not at once: `wait` for it if that matters.

@@ -26,6 +26,11 @@ def call_path(run_id: str, tool_call_id: str) -> str:
     return f"{run_path(run_id)}/tool-calls/{segment(tool_call_id)}"
 
 
+def file_path(run_id: str, file_id: str) -> str:
+    """The path of a file of a run."""
+    return f"{run_path(run_id)}/files/{segment(file_id)}"
+
+
 def segment(value: str) -> str:
     """One segment of a path; a name that would lead elsewhere is refused here."""
     if value in {"", ".", ".."}:

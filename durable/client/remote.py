@@ -70,12 +70,28 @@ class Remote:
         backoff: Backoff = _ONCE,
         extra_seconds: float = 0.0,
     ) -> Model:
-        """Ask for an object.
+        """Ask for an object: `model` is what is expected. Otherwise as `send`."""
+        response = await self.send(
+            method, path, params=params, body=body, headers=headers, backoff=backoff, extra_seconds=extra_seconds
+        )
+        return read(response, model)
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str | float | None] | None = None,
+        body: Mapping[str, Json] | None = None,
+        headers: Mapping[str, str] | None = None,
+        backoff: Backoff = _ONCE,
+        extra_seconds: float = 0.0,
+    ) -> httpx.Response:
+        """Ask, and take the answer, read to its end.
 
         Args:
             method: The HTTP method.
             path: Where, with each segment quoted.
-            model: What is expected.
             params: The query; what is None is left out.
             body: JSON to send.
             headers: More headers.
@@ -105,7 +121,9 @@ class Remote:
             else:
                 if response.status_code not in PASSING:
                     self.outage.over()
-                    return read(response, model)
+                    if response.is_success:
+                        return response
+                    raise error_of(response)
                 failure, pause = error_of(response), retry_after(response)
             delay = tries.pause(at_least=pause)
             if delay is None:

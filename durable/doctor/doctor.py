@@ -66,7 +66,7 @@ class Doctor:
         found = set(judge(snapshot))
         if not is_whole(snapshot.record):
             return found
-        review = LogReview(snapshot.record)
+        review = LogReview(snapshot.record, snapshot.files)
         async for entry in self._entries(run_id, snapshot.record.last_seq):
             found |= set(review.take(entry))
         found |= set(review.end())
@@ -109,6 +109,7 @@ class Doctor:
             "checkpoints": keys.checkpoints(run_id),
             "ledger": keys.ledger(run_id),
             "calls": keys.calls(run_id),
+            "files": keys.files(run_id),
             "tombstone": keys.tombstone(run_id),
         }
         while True:
@@ -129,6 +130,7 @@ class Doctor:
                     pipe.llen(own["checkpoints"])
                     pipe.hkeys(own["ledger"])
                     pipe.hgetall(own["calls"])
+                    pipe.hkeys(own["files"])
                     pipe.hvals(keys.children(run_id))
                     pipe.hmget(keys.run(above), ["status", "createdAt"])
                     pipe.hget(keys.children(above), run_id)
@@ -144,7 +146,7 @@ class Doctor:
             fields = {text(name): value for name, value in replies[0].items()}
             if not fields:
                 return None
-            asked = {text(name): value for name, value in replies[9].items()}
+            asked, files = {text(name): value for name, value in replies[9].items()}, replies[10]
             called = {name[2:] for name in asked if name.startswith("s:")}
             if fields.get("token", b"") == token and called == names and fields.get("parentRunId") == parent:
                 break
@@ -152,9 +154,9 @@ class Doctor:
             token, names = fields.get("token", b""), called
         lease, wakeup, listed, listed_for_agent, live, queued_at, checkpoints, calls = replies[1:9]
         count = len(names)
-        children, (parent_status, parent_created), counted, is_told = replies[10:14]
-        places = replies[14 : 14 + count], replies[14 + count : 14 + 2 * count]
-        rest = replies[14 + 2 * count :]
+        children, (parent_status, parent_created), counted, is_told = replies[11:15]
+        places = replies[15 : 15 + count], replies[15 + count : 15 + 2 * count]
+        rest = replies[15 + 2 * count :]
         scores, lifetimes = rest[: len(RunStatus)], rest[len(RunStatus) :]
         score = float(created or -1)
         return Snapshot(
@@ -167,6 +169,7 @@ class Doctor:
             lifetimes=dict(zip(own, lifetimes, strict=True)),
             checkpoints=checkpoints,
             calls=tuple(text(call) for call in calls),
+            files=frozenset(text(name) for name in files),
             waits=tuple(_wait(call, asked, *found) for call, *found in zip(sorted(names), *places, strict=True)),
             thread_live=live is not None and text(live) == run_id,
             thread_queued=queued_at is not None,

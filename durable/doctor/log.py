@@ -48,12 +48,14 @@ class LogReview:
 
     Attributes:
         record: The run.
+        files: The files that it has.
         outcomes: The type of the first outcome of each call, under the name of its first round in the ledger.
         asked: How often each call began to wait for an answer.
         answered: How often it got one.
     """
 
     record: RunRecord
+    files: frozenset[str] = frozenset()
     outcomes: dict[str, str] = field(default_factory=dict)
     asked: Counter[str] = field(default_factory=Counter)
     answered: Counter[str] = field(default_factory=Counter)
@@ -122,6 +124,8 @@ class LogReview:
         if kind == "step-start":
             self._step = int(payload["stepId"].rpartition("-")[2])
             self._first_step = self._first_step or self._step
+        if kind == "file" and payload.get("fileId") not in {None, *self.files}:
+            yield self._finding("file", f"Chunk {seq} names a file that is not there.")
         # What the provider's own tools return is part of the model's response: it may be torn and come again.
         if kind not in _OF_CALLS or self._step is None or payload.get("providerExecuted"):
             return

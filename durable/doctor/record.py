@@ -77,10 +77,11 @@ class Snapshot:
         listed: Whether it is in the index of all runs, at its creation time.
         listed_for_agent: Whether it is in the index of its agent's runs, at its creation time.
         lifetimes: Seconds to live of its keys, by name: `run`, `request`, `log`, `checkpoints`, `ledger`, `calls`,
-            `tombstone`.
+            `files`, `tombstone`.
         checkpoints: Entries of its checkpoints.
         calls: The calls that its ledger has.
         waits: The calls that wait, or waited, for an answer.
+        files: The files that it has.
         begun: Runs that it has started.
         under_way: Those of them that it counts as under way.
         upward: The run that has started it, if there is one.
@@ -98,6 +99,7 @@ class Snapshot:
     waits: tuple[Wait, ...] = ()
     thread_live: bool = False
     thread_queued: bool = False
+    files: frozenset[str] = frozenset()
     begun: int = 0
     under_way: int = 0
     upward: Upward | None = None

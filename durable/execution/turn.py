@@ -41,6 +41,7 @@ from durable.checkpoint import Progress, Stored
 from durable.chunks import (
     BudgetReachedPayload,
     Chunk,
+    File,
     VoidRange,
 )
 from durable.decisions import RunAnswers
@@ -63,6 +64,7 @@ from durable.execution.tail import Tail
 from durable.execution.tee import Tapping, Tee
 from durable.execution.terms import Terms
 from durable.execution.waits import Waits
+from durable.files import set_apart
 from durable.probes import Point, Probe, silent
 from durable.runs import RunRequest
 from durable.settings import Settings
@@ -452,8 +454,7 @@ class Turn:
 
     def _write(self, chunks: list[Chunk]) -> None:
         for chunk in chunks:
-            self._writer.write(chunk)
-            self._hear(chunk)
+            self._say(chunk)
 
     @asynccontextmanager
     async def _iter(self, deps: Any, judgement: Judgement) -> AsyncIterator[AgentRun[Any, Any]]:
@@ -532,8 +533,13 @@ class Turn:
         return f"{self._start.maker_of(step, self._writer.lease.run_id)}:{ledger.key(step, call_id)}"
 
     def _say(self, chunk: Chunk) -> None:
-        """Write what a tool says."""
-        self._writer.write(chunk)
+        """Write what is said."""
+        note = None
+        if isinstance(chunk, File):
+            run_id, limit = self._writer.lease.run_id, self._settings.max_inline_file_bytes
+            chunk, file = set_apart(chunk, run_id, limit)
+            note = None if file is None else Note(file=file, progress=False)
+        self._writer.write(chunk, note)
         self._hear(chunk)
 
     def _entered(self, ctx: RunContext[Any]) -> None:

@@ -3,8 +3,9 @@
 --
 -- KEYS 1 run  2 log  3 checkpoints  4 ledger  5 calls  6 pending  7 deadlines
 -- ARGV 1 channel  2 token  3 writer  4 batch number  5 count of chunks, may be 0  6 bodies, joined by newlines
---      7 '1' when it is progress  8 checkpoint or ''  9 run id  10 count of ledger entries  11… field, value, … of the
---      ledger, then call, 'step round', body, ms until it expires or '', … of calls that begin to wait
+--      7 '1' when it is progress  8 checkpoint or ''  9 run id  10 count of ledger entries  11 count of files
+--      12… field, value, … of the ledger, then name, value, … of files that the chunks name, then call, 'step round', body,
+--      ms until it expires or '', … of calls that begin to wait
 -- Returns {'written' | 'seen', first seq, last seq} | {'fenced'} | {'gap'}
 -- `seen` comes before `fenced`: a batch that was written stays written, even if the lease is gone since. Once another
 -- attempt has the run, every batch of an earlier one is `fenced`, also one that was written: `claim` forgets its number.
@@ -22,9 +23,13 @@ if verdict == 'gap' then
 end
 first, last = write(run, KEYS[2], ARGV[1], ARGV[2], ARGV[5], ARGV[6])
 keep(run, KEYS[3], last, ARGV[7], ARGV[8])
-local waiting = 11 + 2 * tonumber(ARGV[10])
-for i = 11, waiting - 1, 2 do
+local files = 12 + 2 * tonumber(ARGV[10])
+local waiting = files + 2 * tonumber(ARGV[11])
+for i = 12, files - 1, 2 do
   redis.call('HSET', KEYS[4], ARGV[i], ARGV[i + 1])
+end
+for i = files, waiting - 1, 2 do
+  redis.call('HSET', run .. ':files', ARGV[i], ARGV[i + 1])
 end
 for i = waiting, #ARGV, 4 do
   announce(run, KEYS[5], KEYS[6], KEYS[7], ARGV[9], ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])

@@ -349,6 +349,7 @@ local function close(own, tombstone, pending, deadlines, indexes, run_id, from, 
   end
   redis.call('EXPIRE', run .. ':children', int(retention))
   redis.call('EXPIRE', run .. ':children:order', int(retention))
+  redis.call('EXPIRE', run .. ':files', int(retention))
   redis.call('SET', tombstone, '1', 'EX', int(retention + tonumber(tombstone_seconds)))
   local idempotency = redis.call('HGET', run, 'idempotency')
   if idempotency then

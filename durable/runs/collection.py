@@ -24,8 +24,10 @@ from durable.errors import (
     RunExpired,
     ThreadBusy,
     ThreadConflict,
+    UnknownFile,
     UnknownRun,
 )
+from durable.files import RunFile
 from durable.positions import Position, batches
 from durable.runs.record import (
     RUN_ID,
@@ -195,6 +197,21 @@ class Runs:
         async with self._store.guard():
             entries = await self._store.redis.hgetall(self._store.keys.ledger(run_id))
         return {text(field): value for field, value in cast("dict[bytes, bytes]", entries).items()}
+
+    async def file(self, run_id: str, file_id: str) -> RunFile:
+        """A file that a chunk of a run names.
+
+        Raises:
+            UnknownRun, RunExpired: There is no such run.
+            UnknownFile: The run has no file of this name.
+            StoreUnavailable: Redis does not answer.
+        """
+        async with self._store.guard():
+            value = await cast("Any", self._store.redis.hget(self._store.keys.files(run_id), file_id))
+        if value is None:
+            await self.get(run_id)
+            raise UnknownFile
+        return RunFile.decode(file_id, value)
 
     async def exchanges(self, thread_id: str, count: int, *, start: int = 0) -> list[bytes]:
         """What the runs of a thread have said, as it was written: `count` of them at most, from a place on.

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from typer.testing import CliRunner
 
-from tests.caller import Caller, chunks_of, frames, of_type, said
+from durable.cli import app
+from tests.caller import Caller, assert_problem, chunks_of, frames, of_type, said
 from tests.deployment import Deployment
 from tests.provider_wire import (
     Failure,
@@ -17,6 +20,7 @@ from tests.provider_wire import (
     anthropic,
     openai_chat,
     openai_responses,
+    picture,
     text,
     thinking,
     tool_call,
@@ -182,6 +186,30 @@ def test_raw_chunks_are_the_providers_bytes_as_json(name: str, wire: ProviderWir
     run = provided.result("go", name, include=["raw"])
     data = [line for frame in reply.frames for line in bytes(frame).splitlines() if line.startswith(b"data: {")]
     assert of_type(provided.log(run["runId"]), "raw") == [json.loads(line.removeprefix(b"data: ")) for line in data]
+
+
+def test_a_large_picture_is_fetched_over_http_as_what_it_is(
+    wire: ProviderWire, provided: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = b"\x89PNG" + bytes(range(256)) * 1200
+    wire.script(openai_responses.reply(picture("ig_1", data), text("Look.")))
+    run_id = provided.result("paint", "painter")["runId"]
+    [told] = of_type(provided.log(run_id), "file")
+    answer = provided.get(told["url"])
+    assert (answer.status_code, answer.content) == (200, data)
+    assert answer.headers["content-type"] == "image/png"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["content-disposition"] == f'attachment; filename="{told["fileId"]}.png"'
+    assert_problem(provided.get(f"/v1/runs/{run_id}/files/nothing"), 404, "unknown_file")
+    assert_problem(provided.get(f"/v1/runs/nobody/files/{told['fileId']}"), 404, "unknown_run")
+    monkeypatch.chdir(tmp_path)
+    saved = CliRunner().invoke(app, ["--url", str(provided.base_url), "file", run_id, told["fileId"]])
+    assert saved.exit_code == 0, saved.output
+    assert (tmp_path / f"{told['fileId']}.png").read_bytes() == data
+    piped = CliRunner().invoke(app, ["--url", str(provided.base_url), "file", run_id, told["fileId"], "-o", "-"])
+    assert piped.stdout_bytes == data
+    missing = CliRunner().invoke(app, ["--url", str(provided.base_url), "file", run_id, "nothing"])
+    assert missing.exit_code != 0
 
 
 def test_raw_chunks_are_refused_where_nobody_sees_them(provided: Caller) -> None:

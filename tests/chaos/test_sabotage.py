@@ -44,7 +44,7 @@ async def an_acknowledgement_is_lost(bench: Workbench) -> None:
     names += [keys.calls(run_id), keys.pending, keys.deadlines]
     body = b'{"type":"text-delta","payload":{"id":"p","text":"once"}}'
     for _ in range(2):
-        args: list[Any] = [keys.channel(run_id), writer.lease.token, "a1", 1, 1, body, "0", "", run_id, 0]
+        args: list[Any] = [keys.channel(run_id), writer.lease.token, "a1", 1, 1, body, "0", "", run_id, 0, 0]
         await bench.store.run(APPEND, names, args)
     assert await bench.texts(run_id) == ["once"]
 

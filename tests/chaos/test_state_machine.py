@@ -451,7 +451,7 @@ class Runs(RuleBasedStateMachine):
     ) -> list[Any]:
         run_id, keys = model.run_id, self.keys
         head: list[Any] = [keys.channel(run_id), token, f"a{token}", number, len(bodies), b"\n".join(bodies)]
-        args = [*head, "1" if progress else "0", "", run_id, 0, *(waits or [])]
+        args = [*head, "1" if progress else "0", "", run_id, 0, 0, *(waits or [])]
         return _plain(await self.store.run(APPEND, self._names(run_id), args))
 
     async def _finish(self, model: Model, token: int, number: int, bodies: list[bytes], status: str) -> list[Any]:

@@ -34,7 +34,7 @@ async def append(bench: Workbench, lease: Lease, batch: int, *texts: str, writer
     names = [keys.run(lease.run_id), keys.log(lease.run_id), keys.checkpoints(lease.run_id), keys.ledger(lease.run_id)]
     names += [keys.calls(lease.run_id), keys.pending, keys.deadlines]
     args: list[Any] = [keys.channel(lease.run_id), lease.token, writer, batch, len(bodies), b"\n".join(bodies)]
-    args += ["0", "", lease.run_id, 0]
+    args += ["0", "", lease.run_id, 0, 0]
     reply = await bench.store.run(APPEND, names, args)
     return tuple(text(item) for item in reply)
 

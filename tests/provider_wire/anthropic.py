@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,8 @@ from tests.provider_wire.script import (
     Failure,
     Frame,
     Hold,
+    Page,
+    Picture,
     Piece,
     RedactedThinking,
     Reply,
@@ -18,6 +21,7 @@ from tests.provider_wire.script import (
     Thinking,
     ToolCall,
     Usage,
+    WebSearch,
     named_event,
     refusal,
 )
@@ -25,7 +29,7 @@ from tests.provider_wire.script import (
 PATH = "/v1/messages"
 MODEL = "claude-sonnet-5-5"
 
-_Delta = Hold | dict[str, str]
+_Delta = Hold | dict[str, Any]
 
 
 def reply(
@@ -50,7 +54,7 @@ def reply(
     """
     frames = (
         *_opening(response_id, usage or Usage()),
-        *(frame for index, block in enumerate(blocks) for frame in _block(index, block)),
+        *(frame for index, content in enumerate(_contents(blocks)) for frame in _block(index, *content)),
         *_end(blocks, usage or Usage(), failure, drop=drop),
     )
     return Reply(PATH, frames, delay=delay, contains=contains)
@@ -82,8 +86,19 @@ def _opening(response_id: str, usage: Usage) -> Iterator[Frame]:
     yield named_event({"type": "ping"})
 
 
-def _block(index: int, block: Block) -> Iterator[Frame]:
-    start, deltas = _content(block)
+def _contents(blocks: tuple[Block, ...]) -> Iterator[tuple[dict[str, Any], list[_Delta]]]:
+    """What the blocks begin with, and their deltas. What a search finds is a block of its own."""
+    for block in blocks:
+        yield _content(block)
+        if isinstance(block, WebSearch):
+            found = [
+                {"type": "web_search_result", "url": page.url, "title": page.title, "encrypted_content": "c2VjcmV0"}
+                for page in block.found
+            ]
+            yield {"type": "web_search_tool_result", "tool_use_id": block.id, "content": found}, []
+
+
+def _block(index: int, start: dict[str, Any], deltas: list[_Delta]) -> Iterator[Frame]:
     yield named_event({"type": "content_block_start", "index": index, "content_block": start})
     for delta in deltas:
         if isinstance(delta, Hold):
@@ -96,7 +111,8 @@ def _block(index: int, block: Block) -> Iterator[Frame]:
 def _content(block: Block) -> tuple[dict[str, Any], list[_Delta]]:
     match block:
         case Text():
-            return {"type": "text", "text": ""}, _deltas("text_delta", "text", block.pieces)
+            cited = [{"type": "citations_delta", "citation": _citation(page)} for page in block.cites]
+            return {"type": "text", "text": ""}, [*_deltas("text_delta", "text", block.pieces), *cited]
         case Thinking():
             deltas = _deltas("thinking_delta", "thinking", block.pieces)
             if block.signature:
@@ -107,6 +123,16 @@ def _content(block: Block) -> tuple[dict[str, Any], list[_Delta]]:
         case ToolCall():
             start = {"type": "tool_use", "id": block.id, "name": block.name, "input": {}}
             return start, _deltas("input_json_delta", "partial_json", ("", *block.pieces))
+        case WebSearch():
+            start = {"type": "server_tool_use", "id": block.id, "name": "web_search", "input": {}}
+            return start, _deltas("input_json_delta", "partial_json", (json.dumps({"query": block.query}),))
+        case Picture():
+            raise ValueError("Messages has no pictures")
+
+
+def _citation(page: Page) -> dict[str, str]:
+    where = {"url": page.url, "title": page.title, "cited_text": page.quote, "encrypted_index": "aW5kZXg="}
+    return {"type": "web_search_result_location", **where}
 
 
 def _deltas(kind: str, key: str, pieces: tuple[Piece, ...]) -> list[_Delta]:

@@ -14,12 +14,16 @@ from tests.provider_wire.script import (
     Failure,
     Frame,
     Hold,
+    Page,
+    Picture,
     RedactedThinking,
     Reply,
     Text,
     Thinking,
     ToolCall,
     Usage,
+    WebSearch,
+    plain,
     refusal,
     unnamed_event,
 )
@@ -64,6 +68,8 @@ def _blocks(response_id: str, blocks: tuple[Block, ...]) -> Iterator[Frame]:
                 key = "content" if isinstance(block, Text) else "reasoning_content"
                 for piece in block.pieces:
                     yield piece if isinstance(piece, Hold) else _chunk(response_id, {key: piece})
+                if isinstance(block, Text) and block.cites:
+                    yield _chunk(response_id, {"annotations": [_citation(page, block) for page in block.cites]})
             case ToolCall():
                 function: dict[str, Any] = {"name": block.name, "arguments": ""}
                 head = {"index": calls, "id": block.id, "type": "function", "function": function}
@@ -72,8 +78,13 @@ def _blocks(response_id: str, blocks: tuple[Block, ...]) -> Iterator[Frame]:
                     more = {"index": calls, "function": {"arguments": piece}}
                     yield _chunk(response_id, {"tool_calls": [more]})
                 calls += 1
-            case RedactedThinking():
-                raise ValueError("Chat Completions has no redacted thinking")
+            case RedactedThinking() | WebSearch() | Picture():
+                raise ValueError("Chat Completions has no such block")
+
+
+def _citation(page: Page, block: Text) -> dict[str, Any]:
+    where = {"url": page.url, "title": page.title, "start_index": 0, "end_index": len(plain(block.pieces))}
+    return {"type": "url_citation", "url_citation": where}
 
 
 def _end(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from base64 import b64encode
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,12 +13,15 @@ from tests.provider_wire.script import (
     Failure,
     Frame,
     Hold,
+    Page,
+    Picture,
     RedactedThinking,
     Reply,
     Text,
     Thinking,
     ToolCall,
     Usage,
+    WebSearch,
     named_event,
     plain,
     refusal,
@@ -75,7 +79,8 @@ def _item(index: int, block: Block) -> dict[str, Any]:
     """The finished output item of a block."""
     match block:
         case Text():
-            part = {"type": "output_text", "text": plain(block.pieces), "annotations": [], "logprobs": []}
+            cited = [_citation(page, block) for page in block.cites]
+            part = {"type": "output_text", "text": plain(block.pieces), "annotations": cited, "logprobs": []}
             item = {"type": "message", "role": "assistant", "status": "completed", "content": [part]}
             return {"id": f"msg_{index}", **item}
         case Thinking():
@@ -85,8 +90,24 @@ def _item(index: int, block: Block) -> dict[str, Any]:
         case ToolCall():
             call = {"call_id": block.id, "name": block.name, "arguments": block.json}
             return {"id": f"fc_{index}", "type": "function_call", "status": "completed", **call}
+        case WebSearch():
+            sources = [{"type": "url", "url": page.url} for page in block.found]
+            action = {"type": "search", "query": block.query, "queries": [block.query], "sources": sources}
+            return {"id": block.id, "type": "web_search_call", "status": "completed", "action": action}
+        case Picture():
+            picture = {"result": _base64(block.data), "output_format": "png"}
+            return {"id": block.id, "type": "image_generation_call", "status": "completed", **picture}
         case RedactedThinking():
             raise ValueError("Responses has no redacted thinking")
+
+
+def _base64(data: bytes) -> str:
+    return b64encode(data).decode()
+
+
+def _citation(page: Page, block: Text) -> dict[str, Any]:
+    where = {"url": page.url, "title": page.title, "start_index": 0, "end_index": len(plain(block.pieces))}
+    return {"type": "url_citation", **where}
 
 
 def _block(index: int, block: Block, item: dict[str, Any]) -> Iterator[_Event]:
@@ -108,6 +129,13 @@ def _content(index: int, block: Block, item: dict[str, Any]) -> tuple[dict[str, 
             return started, _thinking(block, {**at, "summary_index": 0})
         case ToolCall():
             return {**item, "status": "in_progress", "arguments": ""}, _call(block, at)
+        case WebSearch():
+            kinds = ("in_progress", "searching", "completed")
+            return {**item, "status": "in_progress"}, iter(
+                [{"type": f"response.web_search_call.{k}", **at} for k in kinds]
+            )
+        case Picture():
+            return {**item, "status": "in_progress", "result": None}, _picture(block, at)
         case RedactedThinking():
             raise ValueError("Responses has no redacted thinking")
 
@@ -121,8 +149,19 @@ def _text(block: Text, at: dict[str, Any]) -> Iterator[_Event]:
         else:
             yield {"type": "response.output_text.delta", **at, "delta": piece, "logprobs": []}
     whole = plain(block.pieces)
+    for number, page in enumerate(block.cites):
+        annotation = {"annotation_index": number, "annotation": _citation(page, block)}
+        yield {"type": "response.output_text.annotation.added", **at, **annotation}
     yield {"type": "response.output_text.done", **at, "text": whole, "logprobs": []}
     yield {"type": "response.content_part.done", **at, "part": {**part, "text": whole}}
+
+
+def _picture(block: Picture, at: dict[str, Any]) -> Iterator[_Event]:
+    yield {"type": "response.image_generation_call.generating", **at}
+    for number, preview in enumerate(block.previews):
+        shown = {"partial_image_index": number, "partial_image_b64": _base64(preview), "output_format": "png"}
+        yield {"type": "response.image_generation_call.partial_image", **at, **shown}
+    yield {"type": "response.image_generation_call.completed", **at}
 
 
 def _thinking(block: Thinking, at: dict[str, Any]) -> Iterator[_Event]:

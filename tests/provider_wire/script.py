@@ -62,10 +62,38 @@ Piece = str | Hold
 
 
 @dataclass(frozen=True, slots=True)
+class Page:
+    """A web page that a model has found, or cites."""
+
+    url: str
+    title: str
+    quote: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Text:
-    """Text for the user; each piece is one delta."""
+    """Text for the user; each piece is one delta. It may cite pages."""
 
     pieces: tuple[Piece, ...]
+    cites: tuple[Page, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WebSearch:
+    """A search that the provider makes itself, and what it finds. Anthropic and OpenAI Responses."""
+
+    id: str
+    query: str
+    found: tuple[Page, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture that the model makes; previews come before it. OpenAI Responses only."""
+
+    id: str
+    data: bytes
+    previews: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +131,27 @@ class ToolCall:
         return self.json[:middle], self.json[middle:]
 
 
-Block = Text | Thinking | RedactedThinking | ToolCall
+Block = Text | Thinking | RedactedThinking | ToolCall | WebSearch | Picture
 
 
 def text(*pieces: Piece) -> Text:
     """Text, one delta a piece."""
     return Text(pieces)
+
+
+def citing(words: str, *pages: Page) -> Text:
+    """Text that cites pages."""
+    return Text((words,), pages)
+
+
+def web_search(id: str, query: str, *found: Page) -> WebSearch:  # noqa: A002 - positional only
+    """A search of the provider's own."""
+    return WebSearch(id, query, found)
+
+
+def picture(id: str, data: bytes, *previews: bytes) -> Picture:  # noqa: A002 - positional only
+    """A picture of the model's own."""
+    return Picture(id, data, previews)
 
 
 def thinking(*pieces: Piece, signature: str | None = None) -> Thinking:

@@ -252,6 +252,7 @@ def test_the_wire_page_lists_every_route_with_every_status() -> None:
     documented = {
         f"{method.upper()} {path}".replace("run_id", "runId")
         .replace("thread_id", "threadId")
+        .replace("file_id", "fileId")
         .replace("task_id", "taskId"): set(operation["responses"])
         for path, operations in create_app().openapi()["paths"].items()
         for method, operation in operations.items()
