@@ -18,6 +18,7 @@ from durable.chunks import (
     ToolResult,
     ToolResultPayload,
 )
+from durable.translate.metadata import with_metadata
 from durable.translate.values import to_args, to_json_value
 
 _ERRORS = {
@@ -30,7 +31,7 @@ _ERRORS = {
 
 def call_chunk(part: Any, *, provider_executed: bool = False) -> ToolCall:
     """The `tool-call` of a `ToolCallPart` or `NativeToolCallPart`. `args` is unset when the model's JSON is broken."""
-    fields: dict[str, Any] = {"tool_call_id": part.tool_call_id, "tool_name": part.tool_name}
+    fields: dict[str, Any] = {"tool_call_id": part.tool_call_id, "tool_name": part.tool_name, **with_metadata(part)}
     if (args := to_args(part.args)) is not None:
         fields["args"] = args
     if provider_executed:

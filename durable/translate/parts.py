@@ -6,7 +6,7 @@ part or adds to one that has ended. The texts of a call's deltas, joined, are th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,7 @@ from durable.chunks import (
     TextStart,
 )
 from durable.translate.arguments import Arguments
+from durable.translate.metadata import with_metadata
 from durable.translate.outcomes import call_chunk, outcome_chunk
 from durable.translate.sources import Sources
 
@@ -80,7 +81,7 @@ class ResponseParts:
             chunks += self._end(self._parts.pop(index))
         match part:
             case TextPart():
-                chunks += self._start_text(index, part.content)
+                chunks += self._start_text(index, part.content, with_metadata(part))
                 chunks += self._sources.cited(part)
             case ThinkingPart():
                 chunks += self._start_thinking(index, part)
@@ -88,6 +89,7 @@ class ResponseParts:
                 chunks += self._start_call(index, part)
             case NativeToolReturnPart():
                 chunks.append(outcome_chunk(part, provider_executed=True))
+                chunks += self._sources.found(part)
             case FilePart():
                 # Held back: a provider may send previews of a picture first, each replacing the one before.
                 self._file = (index, part)
@@ -124,7 +126,7 @@ class ResponseParts:
         if isinstance(part, TextPart):
             chunks += self._sources.cited(part)
         if state is not None:
-            chunks += self._end(state)
+            chunks += self._end(state, with_metadata(part) if isinstance(part, TextPart) else None)
         if isinstance(part, NativeToolCallPart):
             chunks += self._native_call(part)
         return chunks
@@ -139,9 +141,9 @@ class ResponseParts:
                 chunks += self._native_call(part)
         return chunks
 
-    def _start_text(self, index: int, content: str) -> list[Chunk]:
+    def _start_text(self, index: int, content: str, metadata: Mapping[str, Any] | None = None) -> list[Chunk]:
         state = self._parts[index] = _Text(self._next_id())
-        chunks: list[Chunk] = [TextStart(payload=PartPayload(id=state.id))]
+        chunks: list[Chunk] = [TextStart(payload=PartPayload(id=state.id, **(metadata or {})))]
         if content:
             chunks.append(TextDelta(payload=PartTextPayload(id=state.id, text=content)))
         return chunks
@@ -150,7 +152,8 @@ class ResponseParts:
         if part.id in _REDACTED and part.signature and not part.content:
             return [RedactedReasoning(payload=RedactedReasoningPayload(id=self._next_id(), data=part.signature))]
         state = self._parts[index] = _Reasoning(self._next_id())
-        chunks: list[Chunk] = [ReasoningStart(payload=PartPayload(id=state.id))]
+        payload = PartPayload(id=state.id, **with_metadata(part, details=False))
+        chunks: list[Chunk] = [ReasoningStart(payload=payload)]
         if part.content:
             chunks.append(ReasoningDelta(payload=PartTextPayload(id=state.id, text=part.content)))
         return chunks + self._sign(state, part.signature, part.provider_name)
@@ -187,19 +190,19 @@ class ResponseParts:
         self._called.add(part.tool_call_id)
         return [call_chunk(part, provider_executed=True)]
 
-    def _end(self, state: _Text | _Reasoning | Arguments) -> list[Chunk]:
+    def _end(self, state: _Text | _Reasoning | Arguments, metadata: Mapping[str, Any] | None = None) -> list[Chunk]:
         if isinstance(state, Arguments):
             return state.end()
         if not state.open:
             return []
         state.open = False
         if isinstance(state, _Text):
-            return [TextEnd(payload=PartPayload(id=state.id))]
+            return [TextEnd(payload=PartPayload(id=state.id, **(metadata or {})))]
         return [ReasoningEnd(payload=PartPayload(id=state.id))]
 
     def _release_file(self, *, unless: int | None = None) -> list[Chunk]:
         if self._file is None or self._file[0] == unless:
             return []
-        content = self._file[1].content
-        self._file = None
-        return [File(payload=FilePayload(data=content.base64, mime_type=content.media_type))]
+        part, self._file = self._file[1], None
+        data, mime_type = part.content.base64, part.content.media_type
+        return [File(payload=FilePayload(data=data, mime_type=mime_type, **with_metadata(part)))]

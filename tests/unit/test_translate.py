@@ -128,9 +128,9 @@ def step_start(step: int) -> Seen:
     return ("step-start", {"stepId": f"step-{step}", "messageId": f"m{step}", "request": {}})
 
 
-def text_block(part: str, *pieces: str) -> list[Seen]:
+def text_block(part: str, *pieces: str, **metadata: Any) -> list[Seen]:
     deltas = [("text-delta", {"id": part, "text": piece}) for piece in pieces]
-    return [("text-start", {"id": part}), *deltas, ("text-end", {"id": part})]
+    return [("text-start", {"id": part, **metadata}), *deltas, ("text-end", {"id": part, **metadata})]
 
 
 def arguments(call: str, name: str, *pieces: str) -> list[Seen]:
@@ -382,6 +382,11 @@ PROTOCOLS: dict[str, tuple[Any, Callable[[str], Model]]] = {
 }
 
 
+def own(name: str, identity: str) -> dict[str, Any]:
+    """What a payload has of the provider's own id of a part: OpenAI's Responses names each."""
+    return {"providerMetadata": {"openai": {"id": identity}}} if name == "openai-responses" else {}
+
+
 @pytest.mark.parametrize("name", PROTOCOLS)
 async def test_parallel_tools_of_a_real_provider_give_the_same_chunks(name: str, provider_wire: ProviderWire) -> None:
     protocol, model = PROTOCOLS[name]
@@ -405,17 +410,17 @@ async def test_parallel_tools_of_a_real_provider_give_the_same_chunks(name: str,
         told[:15]
         == [
             step_start(1),
-            *text_block("a1p1", "Let me ", "add."),
+            *text_block("a1p1", "Let me ", "add.", **own(name, "msg_0")),
             *arguments("c1", "add", '{"a":1', ',"b":2}'),
             *arguments("c2", "add", '{"a":3', ',"b":4}'),
             ("response-metadata", {"id": "r1", "modelId": protocol.MODEL}),
-            ("tool-call", {"toolCallId": "c1", "toolName": "add", "args": {"a": 1, "b": 2}}),
+            ("tool-call", {"toolCallId": "c1", "toolName": "add", "args": {"a": 1, "b": 2}, **own(name, "fc_1")}),
         ][:15]
     )
     outcomes = [item for item in told if item[0] in ("tool-call", "tool-result")]
     assert outcomes == [
-        ("tool-call", {"toolCallId": "c1", "toolName": "add", "args": {"a": 1, "b": 2}}),
-        ("tool-call", {"toolCallId": "c2", "toolName": "add", "args": {"a": 3, "b": 4}}),
+        ("tool-call", {"toolCallId": "c1", "toolName": "add", "args": {"a": 1, "b": 2}, **own(name, "fc_1")}),
+        ("tool-call", {"toolCallId": "c2", "toolName": "add", "args": {"a": 3, "b": 4}, **own(name, "fc_2")}),
         ("tool-result", {"toolCallId": "c1", "toolName": "add", "result": 3}),
         ("tool-result", {"toolCallId": "c2", "toolName": "add", "result": 7}),
     ]
@@ -440,7 +445,7 @@ async def test_thinking_of_a_real_provider_keeps_its_signature(
 
     assert told[:9] == [
         step_start(1),
-        ("reasoning-start", {"id": "a1p1"}),
+        ("reasoning-start", {"id": "a1p1", **own(name, "rs_0")}),
         ("reasoning-delta", {"id": "a1p1", "text": "Hm"}),
         ("reasoning-delta", {"id": "a1p1", "text": ", so"}),
         (
@@ -448,7 +453,7 @@ async def test_thinking_of_a_real_provider_keeps_its_signature(
             {"id": "a1p1", "signature": "c2ln", "providerMetadata": {provider: {"signature": "c2ln"}}},
         ),
         ("reasoning-end", {"id": "a1p1"}),
-        *text_block("a1p2", "Yes"),
+        *text_block("a1p2", "Yes", **own(name, "msg_1")),
     ]
 
 
@@ -624,6 +629,54 @@ def test_a_file_is_told_as_base64_and_only_in_its_last_version() -> None:
         ("file", {"data": "b3RoZXI=", "mimeType": "image/png"}),
         ("text-end", {"id": "a1p1"}),
     ]
+
+
+def test_what_a_provider_adds_to_a_part_is_told_without_the_passages_that_it_quotes() -> None:
+    details = {"phase": "final", "citations": [{"cited_text": "confidential"}], "annotations": ["confidential"]}
+    spoken = TextPart("Bern", id="m1", provider_name="openai", provider_details=details)
+    call = ToolCallPart(
+        "add", {}, "c1", id="f1", provider_name="google", provider_details={"thought_signature": "c2ln"}
+    )
+    picture = FilePart(BinaryContent(b"whole", media_type="image/png"), id="i1", provider_name="openai")
+    told = closed(
+        PartStartEvent(index=0, part=TextPart("Bern", id="m1", provider_name="openai")),
+        PartEndEvent(index=0, part=spoken),
+        PartStartEvent(index=1, part=picture),
+        FunctionToolCallEvent(call),
+        PartStartEvent(index=2, part=FilePart(BinaryContent(b"whole", media_type="image/png"), id="i2")),
+    )
+    assert [(kind, found["providerMetadata"]) for kind, found in told if "providerMetadata" in found] == [
+        ("text-start", {"openai": {"id": "m1"}}),
+        ("text-end", {"openai": {"id": "m1", "phase": "final"}}),
+        ("tool-call", {"google": {"id": "f1", "thought_signature": "c2ln"}}),
+        ("file", {"openai": {"id": "i1"}}),
+    ]
+    assert "confidential" not in str(told)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [{"type": "web_search_result", "url": "https://example.org/a", "title": "A", "encrypted_content": "x"}],
+        {"status": "completed", "sources": [{"type": "url", "url": "https://example.org/a"}]},
+        [{"uri": "https://example.org/a", "title": None}],
+        {"results": [{"url": "https://example.org/a", "title": "A"}, {"url": 7}, "nothing"]},
+    ],
+)
+def test_pages_that_a_web_search_has_found_are_sources(content: Any) -> None:
+    told = closed(
+        PartStartEvent(index=0, part=NativeToolReturnPart("web_search", content, "s1")),
+        PartStartEvent(index=1, part=NativeToolReturnPart("web_search", content, "s2")),
+    )
+    assert [(found["sourceType"], found["url"]) for kind, found in told if kind == "source"] == [
+        ("url", "https://example.org/a")
+    ]
+
+
+@pytest.mark.parametrize(("tool", "content"), [("web_fetch", [{"url": "https://a"}]), ("web_search", {"error": "no"})])
+def test_what_is_no_page_that_a_web_search_has_found_is_no_source(tool: str, content: Any) -> None:
+    told = closed(PartStartEvent(index=0, part=NativeToolReturnPart(tool, content, "s1")))
+    assert [kind for kind, _ in told if kind == "source"] == []
 
 
 @pytest.mark.skipif(
