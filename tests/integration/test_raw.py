@@ -22,6 +22,7 @@ from durable.chunks import Chunk, Raw, StepStart
 from durable.errors import InvalidRequest
 from durable.execution.tee import Tee
 from durable.providers import shows_events
+from durable.settings import Settings
 from tests.provider_wire import (
     Hold,
     ProviderWire,
@@ -221,6 +222,28 @@ async def test_events_of_a_response_that_is_not_accepted_are_void_with_it(provid
     inside = [chunk for chunk in chunks if void.from_ <= chunk.seq <= void.to]
     assert raw_of(inside) == events_of(refused)
     assert raw_of(chunks) == events_of(refused) + events_of(reply)
+
+
+async def test_events_of_a_response_that_was_torn_are_void_for_the_attempt_that_asks_again(
+    provider_wire: ProviderWire, settings: Settings
+) -> None:
+    hold, whole = Hold(), anthropic.reply(text("one ", "two"))
+    provider_wire.script(anthropic.reply(text("one ", hold, "two")), whole)
+    agent: Agent[None, str] = Agent(anthropic_model(provider_wire.base_url), name="raw")
+    async with create_durable_agent(agent, cache=settings) as first, asyncio.timeout(30):
+        handle = await first.stream("go", include=["raw"])
+        async for chunk in handle:
+            if isinstance(chunk, Raw) and "one " in json.dumps(chunk.to_wire()):
+                break
+    hold.release()
+    async with create_durable_agent(agent, cache=settings) as second:
+        chunks = await log_of(await second.handle(handle.run_id))
+
+    [void] = [chunk.payload.void for chunk in chunks if isinstance(chunk, StepStart) and chunk.payload.void]
+    torn = [chunk for chunk in chunks if void.from_ <= chunk.seq <= void.to]
+    assert {chunk.attempt for chunk in torn} == {1}
+    assert raw_of(torn) == events_of(whole)[: len(raw_of(torn))] != []
+    assert raw_of([chunk for chunk in chunks if chunk.seq > void.to]) == events_of(whole)
 
 
 async def test_a_body_that_is_no_stream_of_events_tells_nothing(provider_wire: ProviderWire) -> None:
