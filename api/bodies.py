@@ -127,7 +127,7 @@ class SubmitBody(Wire):
     ] = None
     include: Annotated[
         list[Include] | None,
-        Field(description="Types of chunks that are only written on request: `raw`.", max_length=10),
+        Field(description="Types of chunks that are only written on request: `raw`, `watch`.", max_length=10),
     ] = None
 
     def request(self) -> RunRequest:

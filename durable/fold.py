@@ -8,6 +8,7 @@ counts. A chunk that comes twice counts once.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from durable.chunks import (
@@ -19,8 +20,11 @@ from durable.chunks import (
     Finish,
     FinishReason,
     Json,
+    ObjectChunk,
+    ObjectResult,
     ReasoningDelta,
     Source,
+    StepOutput,
     StepStart,
     TextDelta,
     ToolCall,
@@ -33,6 +37,7 @@ from durable.chunks import (
     TripwireChunk,
     Usage,
     VoidRange,
+    from_wire,
 )
 
 
@@ -47,6 +52,7 @@ class FoldedCall:
         args_text: The JSON text of the arguments, as far as it has streamed.
         args: The arguments, once they are complete.
         outputs: What the tool said while it was running.
+        nested: What the run of a sub-agent adds up to that is told in this one's log.
         result: What the tool returned.
         error: Why there is no result.
         denied: Who declined the call, and why, if somebody did.
@@ -59,6 +65,7 @@ class FoldedCall:
     args_text: str = ""
     args: Json = None
     outputs: list[Json] = field(default_factory=list)
+    nested: Folder | None = None
     result: Json = None
     error: ErrorInfo | None = None
     denied: Approval | None = None
@@ -82,6 +89,7 @@ class Folder:
         reason: How the last turn ended; None while it goes on.
         usage: The tokens of the last turn; None while it goes on.
         object: The validated output of the last turn, when it is not text.
+        partial: That output as far as it has streamed in the step under way, or the last one; None before any of it.
         final: Whether the run's last chunk was taken.
     """
 
@@ -94,6 +102,7 @@ class Folder:
         self.reason: FinishReason | None = None
         self.usage: Usage | None = None
         self.object: Json = None
+        self.partial: Json = None
         self.final = False
         self._text: list[tuple[int, str]] = []
         self._reasoning: list[tuple[int, str]] = []
@@ -129,7 +138,7 @@ class Folder:
                 self.sources.append(chunk)
             case File():
                 self.files.append(chunk)
-            case ToolCallInputStreamingStart() | ToolCall() | ToolCallDelta() | ToolOutput():
+            case ToolCallInputStreamingStart() | ToolCall() | ToolCallDelta() | ToolOutput() | StepOutput():
                 self._add_to_call(chunk)
             case ToolResult() | ToolError() | ToolOutputDenied():
                 self._end_call(chunk)
@@ -142,9 +151,14 @@ class Folder:
                 if chunk.payload.void is not None:
                     self._void(chunk.payload.void)
                 self._steps.append(chunk.seq)
+                self.partial = None  # whatever is void of it, is so by a step that begins anew
                 self.reason = None
             case TripwireChunk():
                 self._void_output(chunk)
+            case ObjectChunk():
+                self.partial = chunk.object
+            case ObjectResult():
+                self.object = self.partial = chunk.object
             case Error():
                 self.error = chunk.payload.error
             case Finish():
@@ -161,16 +175,22 @@ class Folder:
         call.tool_name = tool_name or call.tool_name
         return call
 
-    def _add_to_call(self, chunk: ToolCallInputStreamingStart | ToolCall | ToolCallDelta | ToolOutput) -> None:
+    def _add_to_call(
+        self, chunk: ToolCallInputStreamingStart | ToolCall | ToolCallDelta | ToolOutput | StepOutput
+    ) -> None:
         call = self._call(chunk, chunk.payload.tool_call_id, chunk.payload.tool_name)
         match chunk:
             case ToolCall():
                 call.args = chunk.payload.args
             case ToolCallDelta():
                 call.args_text += chunk.payload.args_text_delta
+            case StepOutput() | ToolOutput() if chunk.payload.task_id is not None:
+                call.nested = call.nested or Folder()
+                with suppress(ValueError):  # not as this version knows it
+                    call.nested.add(from_wire(chunk.payload.output))
             case ToolOutput():
                 call.outputs.append(chunk.payload.output)
-            case ToolCallInputStreamingStart():
+            case _:
                 pass
 
     def _end_call(self, chunk: ToolResult | ToolError | ToolOutputDenied) -> None:
@@ -188,6 +208,7 @@ class Folder:
 
     def _void_output(self, chunk: TripwireChunk) -> None:
         """An output that a guardrail has stopped does not count, whether it was text or a call."""
+        self.partial = None
         if chunk.payload.void is not None:
             self._void(chunk.payload.void)
         for call in chunk.payload.withheld or ():

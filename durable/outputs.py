@@ -20,7 +20,7 @@ from durable.chunks.base import Json
 from durable.chunks.codec import without_surrogates
 from durable.runs import OutputMode, RunRequest
 from durable.schemas import UnusableSchema, misfits
-from durable.translate import to_json_value
+from durable.translate import Shape, to_json_value
 
 _VALUE: Final = "output"
 _TYPE: Final = "outputType"
@@ -114,6 +114,25 @@ def restore_output(spec: Any, fields: Mapping[str, bytes]) -> Any:
             except ValidationError:  # the type has changed since
                 break
     return _likely(kinds, from_json(data))
+
+
+def shape_of(schema: Any) -> Shape:
+    """Where the responses of one agent run have its structured output, by Pydantic AI's own schema of it. What that
+    does not tell as this version knows it is not followed."""
+    tools = getattr(getattr(schema, "toolset", None), "processors", None) or {}
+    named = {name: _path(processor) for name, processor in tools.items()}
+    if schema.mode in {"native", "prompted", "auto"}:
+        return Shape(named, _path(getattr(schema, "processor", None)), may_be_text=schema.mode == "auto")
+    return Shape(named)
+
+
+def _path(processor: Any) -> tuple[str, ...]:
+    if hasattr(processor, "_union_processor"):
+        return ("result", "data")
+    key = getattr(processor, "hook_unwrap_key", None)
+    schema: dict[str, Any] = getattr(getattr(processor, "object_def", None), "json_schema", {})
+    # A function that takes one model is called with what that has, without the name of its argument around it.
+    return (str(key),) if key in schema.get("properties", {}) else ()
 
 
 def _likely(kinds: Sequence[Any], value: Json) -> Any:

@@ -47,6 +47,7 @@ class ToolOptions(BaseModel):
             run (`foreground`).
         agent: The agent that the tool asks: each call is a run of it.
         agent_kind: The kind of those runs: that of the agent.
+        agent_nested: Whether what these runs write is told in the log of the run that asks, too.
         agent_retention: Seconds to keep one after its end. Default: the deployment's.
     """
 
@@ -67,6 +68,7 @@ class ToolOptions(BaseModel):
     on_limit: OnLimit = "queue"
     agent: str | None = None
     agent_kind: Literal["evented", "durable"] = "evented"
+    agent_nested: bool = False
     agent_retention: int | None = None
 
     @property

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from durable.chunks import Chunk, Raw, ReasoningDelta, StepStart, TextDelta, ToolCallDelta, encode_body
+from durable.chunks import Chunk, ObjectChunk, Raw, ReasoningDelta, StepStart, TextDelta, ToolCallDelta, encode_body
 from durable.errors import DurableError, LeaseLost
 from durable.files import RunFile
 from durable.leases import Lease
@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 LONGEST_MERGE: Final = 16_384
 """Characters beyond which a delta takes no more neighbours."""
+OBJECT: Final = "object"
+"""The key of an object that is still growing."""
 LARGEST_BATCH: Final = 500
 """Chunks in one entry, at most."""
 LARGEST_BATCH_BYTES: Final = 1_048_576
@@ -42,7 +44,8 @@ class Sender(Protocol):
 
 
 class _Piece:
-    """A chunk that waits. A delta stays open for its neighbours of the same part; all else is encoded at once."""
+    """A chunk that waits. A delta stays open for its neighbours of the same part; all else is encoded at once. An
+    object that is still growing gives way to the next one."""
 
     __slots__ = ("_chunk", "_texts", "body", "key", "note", "size")
 
@@ -50,9 +53,10 @@ class _Piece:
         self._chunk = chunk
         self._texts = [text]
         self.key = key
-        self.body = b"" if key or chunk is None else encode_body(chunk)
+        merges = key not in {None, OBJECT}
+        self.body = b"" if merges or chunk is None else encode_body(chunk)
         self.note = note
-        self.size = len(text) if key else len(self.body)
+        self.size = len(text) if merges else len(self.body)
         if note is not None and note.file is not None:
             self.size += len(note.file.data)
 
@@ -67,7 +71,7 @@ class _Piece:
     def encode(self) -> bytes:
         """The chunk's body; b"" when there is only a note."""
         chunk, merged = self._chunk, "".join(self._texts)
-        if self.key is None or chunk is None:
+        if self.key in {None, OBJECT} or chunk is None:
             return self.body
         if isinstance(chunk, ToolCallDelta):
             payload: Any = chunk.payload.model_copy(update={"args_text_delta": merged})
@@ -83,6 +87,8 @@ def _delta(chunk: Chunk) -> tuple[str | None, str]:
             return f"{chunk.type} {chunk.payload.id}", chunk.payload.text
         case ToolCallDelta():
             return f"{chunk.type} {chunk.payload.tool_call_id}", chunk.payload.args_text_delta
+        case ObjectChunk():
+            return OBJECT, ""
         case _:
             return None, ""
 
@@ -175,12 +181,14 @@ class RunWriter:
     Attributes:
         last_seq: The log's newest seq, as far as this writer knows.
         on_fenced: Called when Redis refuses a write because the run has another owner, or has ended.
+        on_stored: Called when chunks are stored.
         on_progress: Called when what gets the run on is stored.
     """
 
     def __init__(self, sender: Sender, lease: Lease) -> None:
         self.lease = lease
         self.on_fenced: Callable[[], None] = lambda: None
+        self.on_stored: Callable[[], None] = lambda: None
         self.on_progress: Callable[[], None] = lambda: None
         self.last_seq = lease.last_seq
         self.under_way: _Batch | None = None
@@ -212,10 +220,12 @@ class RunWriter:
             return
         key, piece_text = _delta(chunk)
         last = self._pieces[-1] if self._pieces else None
-        if key and last and last.key == key and self._patience and last.size < LONGEST_MERGE:
+        if key and key != OBJECT and last and last.key == key and self._patience and last.size < LONGEST_MERGE:
             last.add(piece_text)
             self._size += len(piece_text)
         else:
+            if key == OBJECT:
+                self._supersede()
             self._pieces.append(_Piece(chunk, key, piece_text))
             self._size += self._pieces[-1].size
         if self._first_delta or not (key or isinstance(chunk, Raw)):
@@ -314,6 +324,8 @@ class RunWriter:
             self._number -= 1
         else:
             self.last_seq = int(reply[2])
+            if batch.bodies and batch.ending is None:
+                self.on_stored()
             if any(note.progress for note in batch.notes):
                 self.on_progress()
         if not batch.done.done():
@@ -321,6 +333,17 @@ class RunWriter:
         self._size = sum(piece.size for piece in self._pieces)
         self._changed.set()
         self._schedule()
+
+    def _supersede(self) -> None:
+        """Drop an object that only deltas have followed: the next one says it all. Only their seqs change by that."""
+        for index in range(len(self._pieces) - 1, -1, -1):
+            piece = self._pieces[index]
+            if piece.key is None:
+                return
+            if piece.key == OBJECT:
+                self._size -= piece.size
+                del self._pieces[index]
+                return
 
     def _put(self, piece: _Piece) -> None:
         self._pieces.append(piece)

@@ -23,6 +23,7 @@ from pydantic_ai import Agent, RunContext
 from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.messages import ModelMessage, ModelRequest, ToolReturnPart, UserPromptPart
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
+from pydantic_ai.output import NativeOutput, PromptedOutput
 from pydantic_ai.tools import ToolDefinition
 from pydantic_ai.toolsets import ExternalToolset
 
@@ -231,6 +232,33 @@ def lift() -> str:
 
 busy = create_evented_agent(busy_agent)
 editor = create_evented_agent(Agent(FunctionModel(stream_function=script), name="editor", tools=[agent_tool(busy)]))
+reporter = create_evented_agent(
+    Agent(FunctionModel(stream_function=script), name="reporter", tools=[agent_tool(busy, nested=True)])
+)
+
+
+class City(BaseModel):
+    """A structured output."""
+
+    name: str
+    facts: list[str]
+
+
+async def compose(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str | DeltaToolCalls]:
+    """The model that gives its prompt for its output, in small pieces."""
+    text = _prompt(messages)
+    if info.output_tools:
+        yield {0: DeltaToolCall(name=info.output_tools[0].name, json_args="", tool_call_id="call-0")}
+    for start in range(0, len(text), 8):
+        await asyncio.sleep(0)
+        piece = text[start : start + 8]
+        yield {0: DeltaToolCall(json_args=piece)} if info.output_tools else piece
+
+
+composing = FunctionModel(stream_function=compose, profile={"supports_json_schema_output": True})
+by_tool = create_evented_agent(Agent(composing, name="by-tool", output_type=City))
+by_native = create_evented_agent(Agent(composing, name="by-native", output_type=NativeOutput(City)))
+by_prompted = create_evented_agent(Agent(composing, name="by-prompted", output_type=PromptedOutput(City)))
 
 
 def large_sums(_ctx: RunContext[object], _tool: ToolDefinition, args: dict[str, object]) -> bool:

@@ -162,7 +162,7 @@ class DurableAgent:
                 it, and another run may begin with its result.
             client_tool_seconds: Seconds that such a call waits before it is declined; default: for ever.
             include: Types of chunks that are only written on request. `raw`: the events of the model's provider, as
-                they come; of OpenAI's and Anthropic's models.
+                they come; of OpenAI's and Anthropic's models. `watch`: each change of the run's state.
 
         Raises:
             InvalidRequest: The request is not of the right shape.

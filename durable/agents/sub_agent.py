@@ -39,6 +39,7 @@ def agent_tool(
     description: str | None = None,
     background: Literal["awaited", "deferred"] = "awaited",
     model_chooses: bool = False,
+    nested: bool = False,
 ) -> AgentTool:
     """Make a tool of an agent. What a model asks it is the prompt of a run of that agent, with the caller's `deps`; the
     run's output is the tool's result. The run that asks holds no place while it waits.
@@ -49,11 +50,14 @@ def agent_tool(
         description: What the model is told of it. Default: the agent's own description.
         background: `awaited`: the call waits for the result. `deferred`: the model goes on at once, and is told later.
         model_chooses: Whether the model may choose between the two for each call.
+        nested: Whether the log of the run that asks also has what the other one writes: each chunk as a `tool-output`,
+            and each end of a step as a `step-output`.
     """
     definition = agent.definition
     options = {
         "agent": definition.name,
         "agent_kind": definition.kind,
+        "agent_nested": nested,
         "agent_retention": definition.retention,
         "background": background,
         "model_chooses": model_chooses,

@@ -1,7 +1,8 @@
 """The chunk envelope and what payloads share. On the wire everything is camelCase JSON.
 
-A chunk is written as its *body* (`type`, `payload` and, rarely, `from`, `metadata`, `final`). The rest of the envelope
-(`runId`, `seq`, `attempt`) is what the journal knows of it, and is added when the chunk is read.
+A chunk is written as its *body*: `type`, `payload` (or `object` in its place) and, rarely, `from`, `metadata`, `final`.
+The rest of the envelope (`runId`, `seq`, `attempt`) is what the journal knows of it, and is added when the chunk is
+read.
 """
 
 from __future__ import annotations

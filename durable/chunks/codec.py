@@ -19,9 +19,21 @@ from durable.chunks.background import (
 )
 from durable.chunks.base import Chunk, Json
 from durable.chunks.completion import GoalChunk, IsTaskComplete, TripwireChunk
-from durable.chunks.lifecycle import Abort, BudgetRaised, BudgetReached, Error, Finish, Start, StepFinish, StepStart
+from durable.chunks.lifecycle import (
+    Abort,
+    BudgetRaised,
+    BudgetReached,
+    Error,
+    Finish,
+    Start,
+    StepFinish,
+    StepStart,
+    Watch,
+)
 from durable.chunks.output import (
     File,
+    ObjectChunk,
+    ObjectResult,
     Raw,
     ReasoningDelta,
     ReasoningEnd,
@@ -35,6 +47,7 @@ from durable.chunks.output import (
     TextStart,
 )
 from durable.chunks.tools import (
+    StepOutput,
     ToolCall,
     ToolCallApproval,
     ToolCallDecided,
@@ -58,9 +71,11 @@ _KNOWN = (
     | TextStart | TextDelta | TextEnd
     | ReasoningStart | ReasoningDelta | ReasoningEnd | ReasoningSignature | RedactedReasoning
     | ToolCallInputStreamingStart | ToolCallDelta | ToolCallInputStreamingEnd
-    | ToolCall | ToolResult | ToolError | ToolOutput
+    | ToolCall | ToolResult | ToolError | ToolOutput | StepOutput
     | ToolCallApproval | ToolCallSuspended | ToolCallDecided | ToolOutputDenied
     | Source | File | Raw
+    | ObjectChunk | ObjectResult
+    | Watch
     | TripwireChunk | IsTaskComplete | GoalChunk
     | BackgroundTaskStarted | BackgroundTaskRunning | BackgroundTaskProgress | BackgroundTaskOutput
     | BackgroundTaskCompleted | BackgroundTaskFailed | BackgroundTaskCancelled

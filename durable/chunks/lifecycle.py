@@ -48,7 +48,7 @@ class StepStart(Chunk):
     payload: StepStartPayload
 
 
-class StepOutput(Wire):
+class StepFinishOutput(Wire):
     """What one step produced."""
 
     text: str | None = None
@@ -61,7 +61,7 @@ class StepFinishPayload(Wire):
 
     message_id: str | None = None
     step_result: StepResult
-    output: StepOutput
+    output: StepFinishOutput
     metadata: dict[str, Json]
 
 
@@ -122,6 +122,28 @@ class Abort(Chunk):
 
     type: Literal["abort"] = "abort"
     payload: AbortPayload
+
+
+class WorkflowState(Wire):
+    """As in the record of the run. `attempt` is the one that it is in, or was in last; 0 before the first."""
+
+    status: Literal["queued", "running", "suspended", "completed", "failed", "cancelled"]
+    reason: str | None = None
+    attempt: int
+
+
+class WatchPayload(Wire):
+    """`eventTimestamp` is in ms since 1970."""
+
+    workflow_state: WorkflowState
+    event_timestamp: int
+
+
+class Watch(Chunk):
+    """The state of the run has changed. Only told when it is asked for; written in the same step as the change."""
+
+    type: Literal["watch"] = "watch"
+    payload: WatchPayload
 
 
 class BudgetReachedPayload(Wire):

@@ -1,4 +1,5 @@
-"""Chunks of a model's response: text, reasoning, sources, files and what the provider says of itself."""
+"""Chunks of a model's response: text, reasoning, sources, files, its output as an object, and what the provider says of
+itself."""
 
 from __future__ import annotations
 
@@ -151,3 +152,18 @@ class Raw(Chunk):
 
     type: Literal["raw"] = "raw"
     payload: RawPayload
+
+
+class ObjectChunk(Chunk):
+    """The structured output, as far as it has streamed, and before it is validated. It stands where other chunks have
+    `payload`, and takes the place of the one before."""
+
+    type: Literal["object"] = "object"
+    object: Json
+
+
+class ObjectResult(Chunk):
+    """The structured output, validated. It stands where other chunks have `payload`; `finish` follows."""
+
+    type: Literal["object-result"] = "object-result"
+    object: Json

@@ -102,11 +102,12 @@ class ToolError(Chunk):
 
 
 class ToolOutputPayload(Wire):
-    """Something that a tool said while it was running."""
+    """Something that a tool said while it was running. With `taskId`, the run of a sub-agent, it is a chunk of that."""
 
     output: Json
     tool_call_id: str
     tool_name: str | None = None
+    task_id: str | None = None
 
 
 class ToolOutput(Chunk):
@@ -114,6 +115,22 @@ class ToolOutput(Chunk):
 
     type: Literal["tool-output"] = "tool-output"
     payload: ToolOutputPayload
+
+
+class StepOutputPayload(Wire):
+    """`output` is the `step-finish` of the sub-agent's run `taskId`."""
+
+    output: Json
+    tool_call_id: str
+    tool_name: str
+    task_id: str
+
+
+class StepOutput(Chunk):
+    """A step of a sub-agent's run has ended."""
+
+    type: Literal["step-output"] = "step-output"
+    payload: StepOutputPayload
 
 
 class ToolCallApprovalPayload(ToolCallPayload):

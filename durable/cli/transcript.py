@@ -24,10 +24,12 @@ from durable.chunks import (
     Finish,
     GoalChunk,
     IsTaskComplete,
+    Json,
     ReasoningDelta,
     Source,
     Start,
     StepFinish,
+    StepOutput,
     StepStart,
     TextDelta,
     ToolCall,
@@ -40,6 +42,8 @@ from durable.chunks import (
     ToolResult,
     TripwireChunk,
     Usage,
+    Watch,
+    from_wire,
 )
 from durable.cli.terminal import Terminal
 from durable.cli.values import arguments, short
@@ -101,9 +105,9 @@ class Transcript:
                 self._flow(chunk.payload.id, chunk.payload.text, "")
             case ReasoningDelta():
                 self._flow(chunk.payload.id, chunk.payload.text, "dim italic")
-            case StepStart() | StepFinish() | Start() | Finish():
+            case StepStart() | StepFinish() | Start() | Finish() | Watch():
                 self._show_frame(chunk)
-            case ToolCall() | ToolResult() | ToolError() | ToolOutput():
+            case ToolCall() | ToolResult() | ToolError() | ToolOutput() | StepOutput():
                 self._show_tool(chunk)
             case ToolCallApproval() | ToolCallSuspended() | ToolCallDecided() | ToolOutputDenied():
                 self._show_wait(chunk)
@@ -137,6 +141,9 @@ class Transcript:
                 # The seq is what `--after` takes. A reader who came later has not seen how the step is called.
                 step = name if chunk.payload.message_id in {begun, None} else "step"
                 self._line(f"└ {step} finished ({chunk.seq}){_tokens(chunk.payload.output.usage)}", "dim")
+            case Watch():
+                state = chunk.payload.workflow_state
+                self._line(f"◦ {state.status}{_because(state.reason)}", "dim")
             case _:
                 self.close()
 
@@ -164,7 +171,7 @@ class Transcript:
         if news:
             self._line(f"↻ {news}", "yellow")
 
-    def _show_tool(self, chunk: ToolCall | ToolResult | ToolError | ToolOutput) -> None:
+    def _show_tool(self, chunk: ToolCall | ToolResult | ToolError | ToolOutput | StepOutput) -> None:
         name = chunk.payload.tool_name or self._folder.calls[chunk.payload.tool_call_id].tool_name or "tool"
         match chunk:
             case ToolCall():
@@ -174,8 +181,28 @@ class Transcript:
             case ToolError():
                 error = chunk.payload.error
                 self._line(f"  ✗ {name}: {error.code}: {error.message}", "red")
+            case ToolOutput() | StepOutput() if chunk.payload.task_id is not None:
+                self._show_nested(name, chunk.payload.task_id, chunk.payload.output)
             case ToolOutput():
                 self._line(f"  … {name}: {short(chunk.payload.output)}", "dim cyan")
+
+    def _show_nested(self, name: str, task: str, output: Json) -> None:
+        """What a sub-agent says and calls; its own commands show the rest."""
+        try:
+            inner = from_wire(output)
+        except ValueError:  # not as this version knows it
+            return
+        match inner:
+            case TextDelta():
+                self._flow(f"{task} {inner.payload.id}", inner.payload.text, "dim")
+            case ToolCall():
+                self._line(f"    → {name}: {inner.payload.tool_name}({arguments(inner.payload.args)})", "dim cyan")
+            case ToolResult():
+                self._line(f"    ← {name}: {inner.payload.tool_name}: {short(inner.payload.result)}", "dim green")
+            case StepFinish():
+                self._line(f"    └ {name}: a step finished{_tokens(inner.payload.output.usage)}", "dim")
+            case _:
+                pass
 
     def _show_wait(self, chunk: ToolCallApproval | ToolCallSuspended | ToolCallDecided | ToolOutputDenied) -> None:
         call, name, asked = chunk.payload.tool_call_id, chunk.payload.tool_name, chunk.payload.question_id

@@ -166,7 +166,7 @@ class Client(TaskRequests):
             on_client_tools: `suspend` (default): a call of one waits for `resume`. `end`: the run ends with it.
             client_tool_seconds: Seconds that such a call waits before it is declined; default: for ever.
             include: Types of chunks that are only written on request. `raw`: the events of the model's provider, as
-                they come; of OpenAI's and Anthropic's models.
+                they come; of OpenAI's and Anthropic's models. `watch`: each change of the run's state.
 
         Raises:
             ThreadBusy: The conversation has a run that is suspended, or any with `on_busy="reject"`; `details` tell

@@ -196,6 +196,8 @@ class Attempt:
         self._endings = Endings(
             definition, record, request, start.conversation, self._turn, None if mirror is None else mirror.report
         )
+        if mirror is not None:
+            writer.on_stored = mirror.stored
         self.lookout = Lookout(self._look)
         self._task: asyncio.Task[Outcome] | None = None
         self._begun = False
@@ -328,7 +330,7 @@ class Attempt:
     async def _execute(self) -> Outcome:
         if self._record.cancel_requested:
             return await self._settle(self._endings.cancelled(await self._asked()))
-        if self._writer.lease.last_seq == 0:
+        if self._record.last_seq == self._record.watched:
             self._writer.write(Start(payload=StartPayload(id=self._definition.name, message_id=str(uuid4()))))
         if self._mirror is not None:
             await self._announce(self._mirror)

@@ -245,6 +245,7 @@ class Delegation:
         return {
             "agent": agent,
             "kind": options.agent_kind,
+            "nested": options.agent_nested,
             "queue": options.queue or default_queue(agent, self._settings.prefix),
             "request": RunRequest(
                 prompt=call.args.get("prompt"), deps=self._request.deps, background=self._request.background

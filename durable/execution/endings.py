@@ -12,7 +12,7 @@ import orjson
 from pydantic_core import to_json
 
 from durable import ledger
-from durable.chunks import AbortPayload, Chunk, Error, ErrorInfo, ErrorPayload, FinishReason
+from durable.chunks import AbortPayload, Chunk, Error, ErrorInfo, ErrorPayload, FinishReason, ObjectResult
 from durable.conversation import Conversation
 from durable.definition import AgentDefinition
 from durable.errors import ToolResultInvalid
@@ -63,6 +63,7 @@ class Endings:
         if isinstance(end.output, ledger.Outcome):
             return self._made(end.output)
         text, extra = "" if withheld else last_text(self._turn.messages), {}
+        told: list[Chunk] = []
         fields: dict[str, bytes | str] = {} if end.reason is None else {"reason": end.reason}
         if end.tripped is not None:
             fields = {"reason": "tripwire", "tripwire": orjson.dumps(end.tripped.told)}
@@ -78,6 +79,7 @@ class Endings:
                 text = end.output
             else:
                 extra["output"] = end.output
+                told = [ObjectResult(object=to_json_value(end.output))]
             fields.update(output_fields(output_type_of(self._definition.agent, self._request), end.output))
         finish = self._turn.translator.finish(
             reason="tool-calls" if end.reason == CLIENT_TOOLS else None,
@@ -91,7 +93,7 @@ class Endings:
         if self._parent is not None and len(ledger.encode(outcome)) > self._turn.record.max_result_bytes:
             return self.failed(self._too_much())
         fields.update(self._report(outcome))
-        return self._ending(RunStatus.COMPLETED, fields), [finish.model_copy(update={"final": True})]
+        return self._ending(RunStatus.COMPLETED, fields), [*told, finish.model_copy(update={"final": True})]
 
     def failed(self, error: ErrorInfo, outcome: ledger.Outcome | None = None) -> tuple[Ending, list[Chunk]]:
         """It has failed; of a background task, `outcome` is what the model is told of that."""

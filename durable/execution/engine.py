@@ -323,7 +323,7 @@ class Engine:
         """What tells the run that has started this one of it."""
         if record.parent_run_id is None:
             return None
-        return Mirror(self._store, lease, Report(record, request.call_args), self._probe)
+        return Mirror(self._store, lease, Report(record, request.call_args), self._probe, nested=record.nested)
 
     async def _load(self, record: RunRecord, lease: Lease) -> tuple[RunRequest, StartPoint, ErrorInfo | None]:
         """What the run is asked to do and where it stands, and why it can't be executed if it can't."""

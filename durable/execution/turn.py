@@ -65,6 +65,7 @@ from durable.execution.tee import Tapping, Tee
 from durable.execution.terms import Terms
 from durable.execution.waits import Waits
 from durable.files import set_apart
+from durable.outputs import shape_of
 from durable.probes import Point, Probe, silent
 from durable.runs import RunRequest
 from durable.settings import Settings
@@ -251,6 +252,7 @@ class Turn:
     async def _loop(self, deps: Any, judgement: Judgement) -> TurnEnd:
         async with self._iter(deps, judgement) as run:
             self._restoration.restore(run)
+            self.translator.expect(shape_of(run.ctx.deps.output_schema))
             node = run.next_node
             # A hook around the run may have answered in the agent's place.
             while run.result is None and not isinstance(node, End):

@@ -42,6 +42,7 @@ end
 redis.call('HSETNX', run, 'cancelRequested', ARGV[7])
 redis.call('HDEL', run, 'reason')
 redis.call('ZREM', KEYS[8], run_id)
+watch(run, 'cancelled')
 write(run, KEYS[2], ARGV[1], '0', ARGV[3], ARGV[4])
 close({run, KEYS[2], KEYS[5], KEYS[3], KEYS[4], KEYS[9]}, KEYS[6], KEYS[10], KEYS[11], ARGV[5], run_id, status, 'cancelled',
   ARGV[6])

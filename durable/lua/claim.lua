@@ -85,7 +85,9 @@ redis.call('ZADD', leases, int(now + tonumber(ARGV[4])), run_id .. ':' .. int(to
 redis.call('ZREM', wakeups, run_id)
 -- Whatever the attempt before sends now is refused by its token: what it wrote last needs no more remembering.
 redis.call('HDEL', run, 'wakes', 'notBefore', 'idleUntil', 'w:a' .. int(token - 1))
-if status ~= 'running' then
+if status == 'running' then
+  watch(run, status)
+else
   move(run, ARGV[5], run_id, status, 'running')
 end
-return {'claimed', token, tonumber(record[4]), claims}
+return {'claimed', token, tonumber(redis.call('HGET', run, 'lastSeq')), claims}

@@ -229,4 +229,5 @@ end
 if KEYS[7] ~= run then
   redis.call('SET', KEYS[7], hash .. ' ' .. run_id) -- expires with the run: `close`
 end
+watch(run, 'queued')
 return {'created', run_id, int(now), waits and 1 or 0}

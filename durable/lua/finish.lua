@@ -44,13 +44,14 @@ end
 if ARGV[12] == '1' and redis.call('HEXISTS', run, 'asked') == 1 and any_open(KEYS[4], KEYS[5]) then
   return {'open'}
 end
+for i = 13, #ARGV, 2 do
+  redis.call('HSET', run, ARGV[i], ARGV[i + 1])
+end
+watch(run, status)
 first, last = write(run, KEYS[2], ARGV[1], token, ARGV[5], ARGV[6])
 keep(run, KEYS[3], last, '1', ARGV[7])
 remember(run, ARGV[3], ARGV[4], first, last)
 spend(run, true)
-for i = 13, #ARGV, 2 do
-  redis.call('HSET', run, ARGV[i], ARGV[i + 1])
-end
 if ARGV[7] ~= '' then
   redis.call('HSET', run, 'endEntry', '1') -- the last entry tells how the run ended: a retry starts from before it
 end

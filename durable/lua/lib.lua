@@ -142,6 +142,24 @@ local function vacate(run, run_id)
   end
 end
 
+-- Tells in a run's own log what becomes of it, if that was asked for: the field `watched` of its record says so, and how
+-- often it was told.
+local function watch(run, status)
+  local record = redis.call('HMGET', run, 'watched', 'reason', 'notBefore', 'behind', 'token')
+  if not record[1] then
+    return
+  end
+  local reason = record[2]
+  if status == 'queued' then
+    reason = (record[3] and 'retrying') or (record[4] and 'thread_busy')
+  end
+  local told = reason and ',"reason":' .. cjson.encode(reason) or ''
+  local state = '{"status":"' .. status .. '"' .. told .. ',"attempt":' .. record[5] .. '}'
+  local body = '{"type":"watch","payload":{"workflowState":' .. state .. ',"eventTimestamp":' .. int(now_ms()) .. '}}'
+  redis.call('HINCRBY', run, 'watched', 1)
+  write(run, run .. ':log', run .. ':live', '0', 1, body)
+end
+
 -- `indexes` starts the names of the sorted sets of runs, one a status. Tasks have sets of their own.
 local function move(run, indexes, run_id, from, to)
   if redis.call('HGET', run, 'kind') == 'task' then
@@ -154,6 +172,9 @@ local function move(run, indexes, run_id, from, to)
   local score = redis.call('HGET', run, 'createdAt')
   redis.call('ZREM', indexes .. from, run_id)
   redis.call('ZADD', indexes .. to, score, run_id)
+  if to == 'queued' or to == 'running' or to == 'suspended' then
+    watch(run, to) -- an end is told before the last chunks: they stay the last
+  end
 end
 
 -- A call that waits for an answer from outside. `place` is its step and its round, and names the question; `expires` is
@@ -255,6 +276,36 @@ local function answer_of(place)
   return (string.gsub(place, '^(%d+) (%d+) ', '%1!%2:'))
 end
 
+-- A run that is told in the log of the one that has started it, chunk by chunk: the field `nested` of its record is what
+-- each of these chunks ends with, `nestedSeq` how far it was told. Then that one's log, in the next one's.
+local function nest(run, run_id)
+  local record = redis.call('HMGET', run, 'nested', 'nestedSeq', 'parentRunId')
+  if not record[1] then
+    return
+  end
+  local parent = run_of(run, run_id, record[3])
+  local status = redis.call('HGET', parent, 'status')
+  if status ~= 'queued' and status ~= 'running' and status ~= 'suspended' then
+    return
+  end
+  for _, entry in ipairs(redis.call('XRANGE', run .. ':log', '(0-' .. (record[2] or '0'), '+')) do
+    local last = string.match(entry[1], '%d+$')
+    local attempt, blob = string.match(entry[2][2], '^(%d+) (.*)$')
+    local _, breaks = string.gsub(blob, '\n', '\n')
+    local seq, told = tonumber(last) - breaks, {}
+    for body in string.gmatch(blob, '[^\n]+') do
+      local origin = string.find(body, '^{"type":"[^"]*","from":') and '' or '"from":"AGENT",'
+      local kind = string.find(body, '{"type":"step-finish"', 1, true) == 1 and 'step-output' or 'tool-output'
+      local whole = '{"runId":"' .. run_id .. '",' .. origin .. '"seq":' .. int(seq) .. ',"attempt":' .. attempt .. ','
+      told[#told + 1] = '{"type":"' .. kind .. '","payload":{"output":' .. whole .. string.sub(body, 2) .. ',' .. record[1]
+      seq = seq + 1
+    end
+    write(parent, parent .. ':log', parent .. ':live', '0', #told, table.concat(told, '\n'))
+    redis.call('HSET', run, 'nestedSeq', last)
+  end
+  nest(parent, record[3])
+end
+
 -- A run that another one has started tells that one what becomes of it, as long as that has not ended: the field `told`
 -- of its record are bodies of chunks for the other's log, `outcome` is what the call came to for which it was started.
 local function report(run, run_id)
@@ -263,6 +314,7 @@ local function report(run, run_id)
   if not record[1] then
     return
   end
+  nest(run, run_id)
   local root, parent = root_of(run, run_id), run_of(run, run_id, record[1])
   if record[3] and record[3] ~= '' then
     redis.call('PUBLISH', root .. ':tasks:live', record[3])
@@ -277,6 +329,7 @@ local function report(run, run_id)
   if record[3] and record[3] ~= '' then
     local _, breaks = string.gsub(record[3], '\n', '\n')
     write(parent, parent .. ':log', parent .. ':live', '0', breaks + 1, record[3])
+    nest(parent, record[1])
   end
   if not record[4] then
     return

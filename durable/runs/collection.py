@@ -88,7 +88,7 @@ class Runs:
             if new.idempotency_key
             else keys.run(run_id)
         )
-        fields, of_task = _fields(new), new.kind == TASK
+        fields, of_task = _fields(new, run_id), new.kind == TASK
         if new.idempotency_key:
             fields["idempotency"] = idempotency  # it is forgotten with the run
         with as_json():
@@ -141,7 +141,7 @@ class Runs:
                 raise LimitReached(limit=text(found))
             case "busy":
                 raise ThreadBusy(runId=text(found), status=text(made[0]))
-            case "created" if not (new.retry_of or new.request.thread_id):
+            case "created" if not (new.retry_of or new.request.thread_id or "watched" in fields):
                 return RunRecord(run_id, _as_created(fields, digest, *made)), True
             case outcome:
                 return await self.get(text(found)), outcome == "created"
@@ -493,7 +493,7 @@ def as_json() -> Iterator[None]:
         raise InvalidRequest("The request holds a value that can't be stored as JSON.") from None
 
 
-def _fields(new: NewRun) -> dict[str, Any]:
+def _fields(new: NewRun, run_id: str) -> dict[str, Any]:
     """What a run's record has from its beginning on, its metadata aside."""
     given = {
         "agent": new.agent,
@@ -504,8 +504,9 @@ def _fields(new: NewRun) -> dict[str, Any]:
         "threadId": new.request.thread_id,
         "resourceId": new.request.resource_id,
         "onBusy": new.request.on_busy,
+        "watched": 0 if "watch" in (new.request.include or ()) else None,
     }
-    given |= _of_parent(new)
+    given |= _of_parent(new, run_id)
     return {name: value for name, value in given.items() if value is not None} | new.request.budgets()
 
 
@@ -528,11 +529,12 @@ def _as_changed(record: RunRecord, request: RunRequest) -> dict[str, Any]:
     }
 
 
-def _of_parent(new: NewRun) -> dict[str, Any]:
+def _of_parent(new: NewRun, run_id: str) -> dict[str, Any]:
     parent = new.parent
     if parent is None:
         return {}
     limits = " ".join(f"{name}={most}" for name, most in (new.limits or {}).items())
+    names = {"toolCallId": parent.tool_call_id, "toolName": parent.tool_name, "taskId": run_id}
     return {
         "parentRunId": parent.run_id,
         "parentToken": parent.token,
@@ -541,6 +543,7 @@ def _of_parent(new: NewRun) -> dict[str, Any]:
         "disposition": parent.disposition,
         "retentionFailed": new.retention_failed,
         "limits": limits or None,
+        "nested": orjson.dumps(names)[1:] + b"}" if new.nested else None,  # the end of each chunk: `lib.lua`
         "onLimit": new.on_limit,
     }
 

@@ -42,7 +42,7 @@ TASK: Final = "task"
 LONGEST_IDLE: Final = 300.0
 """Seconds for which a run waits for its background tasks, unless it says otherwise."""
 OnBusy = Literal["queue", "reject"]
-Include = Literal["raw"]
+Include = Literal["raw", "watch"]
 RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
 
 
@@ -237,6 +237,11 @@ class RunRecord:
         return self._optional("parentRunId")
 
     @property
+    def nested(self) -> bool:
+        """Whether its chunks are told in the log of that run, too."""
+        return "nested" in self.fields
+
+    @property
     def parent_call_id(self) -> str | None:
         """The call of that run that it was started for."""
         return self._text("parentCall").split(" ", 2)[2] if "parentCall" in self.fields else None
@@ -259,6 +264,11 @@ class RunRecord:
     @property
     def cancel_requested(self) -> bool:
         return "cancelRequested" in self.fields
+
+    @property
+    def watched(self) -> int:
+        """How many chunks of its log tell what became of it: they are no part of an attempt."""
+        return int(self.fields.get("watched", b"0"))
 
     @property
     def thread_id(self) -> str | None:
@@ -388,6 +398,7 @@ class NewRun:
         retry_of: The ended run from whose checkpoint it starts.
         parent: The call that it is started for.
         retention_failed: Seconds to keep it when it does not complete; as `retention` when None.
+        nested: Whether its chunks are told in the log of the run that it was started by, too.
         limits: How many tasks may be executed at a time under each name.
         on_limit: `queue`: it waits for a place. Else it is not created.
     """
@@ -403,6 +414,7 @@ class NewRun:
     retry_of: str | None = None
     parent: Parent | None = None
     retention_failed: int | None = None
+    nested: bool = False
     limits: Mapping[str, int] | None = None
     on_limit: str = "queue"
 

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic_ai.messages import ModelResponse, NativeToolCallPart, NativeToolReturnPart, TextPart, ToolCallPart
 from pydantic_ai.usage import UsageBase
 
-from durable.chunks import FinishReason, Json, StepOutput, StepResult, ToolCall, ToolError, ToolResult, Usage
+from durable.chunks import FinishReason, Json, StepFinishOutput, StepResult, ToolCall, ToolError, ToolResult, Usage
 from durable.translate.outcomes import call_chunk, outcome_chunk
 
 _REASONS: dict[str, FinishReason] = {
@@ -74,12 +74,12 @@ class Step:
             fields["raw_reason"] = self.raw_reason
         return StepResult(**fields)
 
-    def output(self) -> StepOutput:
+    def output(self) -> StepFinishOutput:
         """What it produced, as `step-finish` tells it."""
         fields: dict[str, Any] = {"text": self.text, "usage": self.usage}
         if self.calls:
             fields["tool_calls"] = self.calls
-        return StepOutput(**fields)
+        return StepFinishOutput(**fields)
 
     def summary(self) -> Json:
         """The entry in the `steps` of `finish`."""

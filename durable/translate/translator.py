@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic_ai.messages import (
     CustomEvent,
+    FinalResultEvent,
     FunctionToolCallEvent,
     FunctionToolResultEvent,
     ModelMessage,
@@ -44,6 +45,7 @@ from durable.chunks import (
     TurnOutput,
     VoidRange,
 )
+from durable.translate.objects import Objects, Shape
 from durable.translate.outcomes import call_chunk, outcome_chunk
 from durable.translate.parts import ResponseParts
 from durable.translate.standing import Standing
@@ -73,6 +75,7 @@ class Translator:
         self._ids = 0
         self._parts = ResponseParts(self._next_id)
         self._standing = Standing()
+        self._objects = Objects(Shape())
         self._steps: list[Step] = []
         self._current: Step | None = None
         self._message_id = ""
@@ -85,6 +88,10 @@ class Translator:
         """Why the model stopped last; `unknown` before it answered."""
         last = self._last_step()
         return last.reason if last else "unknown"
+
+    def expect(self, shape: Shape) -> None:
+        """Tell the output while it streams; called once, before any event."""
+        self._objects = Objects(shape)
 
     def resume(self, messages: Iterable[ModelMessage], *, message_id: str) -> None:
         """Take over from a checkpoint. Tells nothing; the log has it all.
@@ -127,6 +134,7 @@ class Translator:
         self._keep_step()
         self._parts = ResponseParts(self._next_id)
         self._standing = Standing()
+        self._objects.begin()
         self._message_id = message_id
         self._called.clear()
         self._outputs.clear()
@@ -166,11 +174,13 @@ class Translator:
         self._standing.take(event)
         match event:
             case PartDeltaEvent():
-                return self._parts.delta(event.index, event.delta)
+                return self._parts.delta(event.index, event.delta) + self._objects.event(event)
             case PartStartEvent():
-                return self._parts.start(event.index, event.part)
+                return self._parts.start(event.index, event.part) + self._objects.event(event)
             case PartEndEvent():
-                return self._parts.end(event.index, event.part)
+                return self._objects.event(event) + self._parts.end(event.index, event.part)
+            case FinalResultEvent():
+                return self._objects.event(event)
             case FunctionToolCallEvent() | OutputToolCallEvent():
                 if isinstance(event, OutputToolCallEvent):
                     self._outputs.add(event.part.tool_call_id)
@@ -185,7 +195,7 @@ class Translator:
     def response(self, response: ModelResponse) -> list[Chunk]:
         """The model's response is complete: end what is still open, and tell what the provider says of it."""
         self._current = Step.of(response)
-        chunks = self._parts.close(response.parts)
+        chunks = self._parts.close(response.parts) + self._objects.end()
         timestamp = response.timestamp.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         fields = {"timestamp": timestamp}
         if response.provider_response_id:

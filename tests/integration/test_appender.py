@@ -12,6 +12,7 @@ import pytest
 
 from durable.chunks import (
     Chunk,
+    ObjectChunk,
     PartPayload,
     PartTextPayload,
     ReasoningDelta,
@@ -95,6 +96,54 @@ async def test_the_first_delta_of_a_step_leaves_at_once_and_later_ones_gather(be
     assert await bench.texts(run_id) == ["a"]
     await writer.flush()
     assert await bench.texts(run_id) == ["a", "bc"]
+
+
+def growing(text: str) -> ObjectChunk:
+    return ObjectChunk(object={"text": text})
+
+
+async def told(bench: Workbench, writer: RunWriter) -> list[Any]:
+    """What the log has: types, with what an object holds."""
+    await writer.flush()
+    found = await bench.chunks(writer.lease.run_id)
+    return [chunk.object["text"] if isinstance(chunk, ObjectChunk) else chunk.type for chunk in found]
+
+
+async def test_of_objects_that_grow_while_they_wait_the_last_is_written(bench: Workbench) -> None:
+    writer = await bench.writer()
+    for chunk in (step_start(), arguments("{")):  # the first delta leaves at once
+        writer.write(chunk)
+    await in_log(bench, writer, 2)
+    for size in range(1, 4):
+        writer.write(arguments("a"))
+        writer.write(growing("a" * size))
+    assert writer.next_seq == 3 + 4
+    writer.write(text_end())
+    writer.write(growing("other"))
+    assert await told(bench, writer) == [
+        *("step-start", "tool-call-delta", "tool-call-delta", "tool-call-delta", "tool-call-delta"),
+        *("aaa", "text-end", "other"),
+    ]
+
+
+async def test_an_object_of_the_step_before_is_left_alone(bench: Workbench) -> None:
+    writer = await bench.writer()
+    writer.write(growing("before"))
+    seq = writer.next_seq
+    writer.write(step_start())
+    writer.write(growing("after"))
+    assert await told(bench, writer) == ["before", "step-start", "after"]
+    assert (await bench.chunks(writer.lease.run_id))[seq - 1].type == "step-start"
+
+
+async def test_an_object_alone_waits_for_company(bench: Workbench) -> None:
+    writer = await bench.writer()
+    writer.write(text_start())
+    await in_log(bench, writer, 1)
+    writer.write(growing("a"))
+    await settle(bench)
+    assert len(await bench.chunks(writer.lease.run_id)) == 1
+    assert await told(bench, writer) == ["text-start", "a"]
 
 
 async def test_the_first_delta_of_every_step_leaves_at_once(bench: Workbench) -> None:

@@ -51,6 +51,8 @@ CATALOGUE = [
     "finish",
     "goal",
     "is-task-complete",
+    "object",
+    "object-result",
     "raw",
     "reasoning-delta",
     "reasoning-end",
@@ -61,6 +63,7 @@ CATALOGUE = [
     "source",
     "start",
     "step-finish",
+    "step-output",
     "step-start",
     "text-delta",
     "text-end",
@@ -77,6 +80,7 @@ CATALOGUE = [
     "tool-output-denied",
     "tool-result",
     "tripwire",
+    "watch",
 ]
 
 few = settings(max_examples=15, deadline=None)

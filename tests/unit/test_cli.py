@@ -523,6 +523,36 @@ def test_tool_calls_and_their_outcomes_are_one_line_each(capsys: pytest.CaptureF
     ]
 
 
+def test_a_sub_agent_is_heard_and_changes_of_state_are_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    def nested(kind: str, payload: Any, outer: str = "tool-output") -> tuple[str, Any, int]:
+        return (outer, {**CALL, "taskId": "t", "output": chunk(1, kind, payload)}, 0)
+
+    usage = {"inputTokens": 3, "outputTokens": 2, "totalTokens": 5}
+    step = {"stepResult": {"reason": "stop"}, "output": {"usage": usage}, "metadata": {}}
+    lines = transcript(
+        capsys,
+        (
+            "watch",
+            {"workflowState": {"status": "suspended", "reason": "decision", "attempt": 1}, "eventTimestamp": 1},
+            0,
+        ),
+        nested("text-start", {"id": "p"}),
+        nested("text-delta", {"id": "p", "text": "half "}),
+        nested("text-delta", {"id": "p", "text": "way"}),
+        nested("tool-call", {"toolCallId": "x", "toolName": "look", "args": {"a": 1}}),
+        nested("tool-result", {"toolCallId": "x", "toolName": "look", "result": 2}),
+        nested("text-delta", "not as it should be"),
+        nested("step-finish", step, "step-output"),
+    )
+    assert lines == [
+        "◦ suspended: decision",
+        "half way",
+        "    → add: look(a=1)",
+        "    ← add: look: 2",
+        "    └ add: a step finished, 3 tokens in, 2 out",
+    ]
+
+
 def test_a_call_that_waits_says_how_to_answer_it(capsys: pytest.CaptureFixture[str]) -> None:
     refund = {"toolCallId": "c 1", "toolName": "refund", "args": {"amount": 500}}
     paint = {

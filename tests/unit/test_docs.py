@@ -203,19 +203,33 @@ def test_the_wire_page_lists_exactly_the_known_types() -> None:
 @pytest.mark.parametrize("kind", sorted(KNOWN_TYPES))
 def test_the_wire_page_shows_each_payload_as_it_is(kind: str) -> None:
     text = section(page("wire-format.md"), f"#### `{kind}`")
-    model = payload_of(KNOWN_TYPES[kind])
-
-    given = {row[0].strip("`"): row[1] for row in rows(text)}
-    assert given == {
-        alias: "always" if field.is_required() else "sometimes"
-        for alias, field in zip(wire_names(model), model.model_fields.values(), strict=True)
-    }
+    if "object" not in KNOWN_TYPES[kind].model_fields:  # else it has no payload
+        model = payload_of(KNOWN_TYPES[kind])
+        given = {row[0].strip("`"): row[1] for row in rows(text)}
+        assert given == {
+            alias: "always" if field.is_required() else "sometimes"
+            for alias, field in zip(wire_names(model), model.model_fields.values(), strict=True)
+        }
 
     (example,) = blocks(text, "json")
     chunk = parse(example)
     assert chunk.type == kind
     assert unknown_fields(chunk) == set() or not model.model_fields  # a payload without fields is open
     assert chunk.to_wire() == json.loads(example)
+
+
+def test_the_wire_page_tells_who_writes_each_type_and_what_test_sees_it() -> None:
+    table = rows(section(page("wire-format.md"), "### All types"))
+    assert [re.findall(r"`([a-z-]+)`", row[0]) for row in table] == [[kind] for kind in KNOWN_TYPES]
+
+    for kind, (_, writer, test) in zip(KNOWN_TYPES, table, strict=True):
+        source = (ROOT / "durable" / writer.partition("`")[2].partition("`")[0]).read_text("utf-8")
+        made = re.search(rf"\b{KNOWN_TYPES[kind].__name__}\(|['\"]{kind}['\"]", source)
+        assert made, f"{kind} is not written there"
+        file, _, name = test.strip("`").partition("::")
+        tests = ast.walk(ast.parse((ROOT / "tests" / file).read_text("utf-8")))
+        found = [node.name for node in tests if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+        assert name in found, f"there is no such test of {kind}"
 
 
 def unknown_fields(value: Any) -> set[str]:
@@ -235,7 +249,7 @@ def test_the_wire_page_shows_shared_objects_as_they_are(start: str, model: type[
 
 
 def test_the_wire_page_shows_the_envelope_as_it_is() -> None:
-    assert sorted(names(section(page("wire-format.md"), "## Envelope"))) == sorted(wire_names(Chunk))
+    assert sorted(names(section(page("wire-format.md"), "## Envelope"))) == sorted([*wire_names(Chunk), "object"])
 
 
 def test_the_wire_page_shows_a_run_and_a_submit_as_they_are() -> None:

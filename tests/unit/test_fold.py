@@ -165,6 +165,49 @@ def test_the_end_is_told_by_the_final_chunk_with_reason_usage_and_object() -> No
     assert folder.usage.total_tokens == 3
 
 
+def test_an_output_that_streams_is_known_in_part_until_it_is_valid_and_begins_anew_with_each_step() -> None:
+    log = Log()
+    log.step()
+    log.add("object", None, object={"city": "Pa"})
+    folder = log.folded
+    assert (folder.partial, folder.object) == ({"city": "Pa"}, None)
+    log.step(void=(1, 2))
+    folder = log.folded
+    assert folder.partial is None
+    log.add("object", None, object={"city": "Par"})
+    log.add("object-result", None, object={"city": "Paris"})
+    folder = log.folded
+    assert (folder.partial, folder.object) == ({"city": "Paris"}, {"city": "Paris"})
+
+
+def test_an_output_that_a_guardrail_stopped_is_not_known_in_part_either() -> None:
+    log = Log()
+    log.step()
+    log.add("object", None, object={"city": "Pa"})
+    log.add("tripwire", {"reason": "no", "processorId": "p", "void": {"from": 1, "to": 2}})
+    assert log.folded.partial is None
+
+
+def test_chunks_of_a_sub_agent_add_up_beside_those_of_who_asks() -> None:
+    inner = Log()
+    inner.step()
+    inner.text("torn")
+    inner.step(void=(1, 2))
+    inner.text("whole")
+    log = Log()
+    log.call("c")
+    names = {"toolCallId": "c", "toolName": "ask", "taskId": "other"}
+    for chunk in inner.chunks:
+        log.add("tool-output", {"output": chunk.to_wire(), **names})
+    log.add("tool-output", {"output": {"type": "text-delta", "payload": "not as it should be"}, **names})
+    log.add("step-output", {"output": {"type": "tomorrow", "seq": 9}, **names})
+    log.add("tool-output", {"output": "halfway", "toolCallId": "c"})
+    call = log.folded.calls["c"]
+    assert call.nested is not None
+    assert (call.nested.text, call.nested.last_seq) == ("whole", 9)
+    assert (call.outputs, log.folded.text) == (["halfway"], "")
+
+
 def test_a_chunk_that_comes_twice_counts_once() -> None:
     log = Log()
     log.text("a")
