@@ -61,6 +61,7 @@ class Objects:
     def __init__(self, shape: Shape) -> None:
         self._shape = shape
         self._is_text = shape.text is not None and not shape.may_be_text
+        self._idle = shape.text is None and not shape.tools
         self.begin()
 
     def begin(self) -> None:
@@ -74,6 +75,8 @@ class Objects:
 
     def event(self, event: object) -> list[Chunk]:
         """What an event of the response tells of the output, if that is enough."""
+        if self._idle:
+            return []
         match event:
             case PartStartEvent(index=index, part=ToolCallPart() as call) if call.tool_name in self._shape.tools:
                 if self._index in (None, index):  # the first call counts, also where it is told anew

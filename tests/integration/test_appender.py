@@ -128,11 +128,12 @@ async def test_of_objects_that_grow_while_they_wait_the_last_is_written(bench: W
 
 async def test_an_object_of_the_step_before_is_left_alone(bench: Workbench) -> None:
     writer = await bench.writer()
+    writer.write(text_start())  # while this is under way, the others wait
     writer.write(growing("before"))
     seq = writer.next_seq
     writer.write(step_start())
     writer.write(growing("after"))
-    assert await told(bench, writer) == ["before", "step-start", "after"]
+    assert await told(bench, writer) == ["text-start", "before", "step-start", "after"]
     assert (await bench.chunks(writer.lease.run_id))[seq - 1].type == "step-start"
 
 

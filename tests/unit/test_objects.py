@@ -167,13 +167,15 @@ def test_the_first_of_two_output_calls_is_followed_and_other_tools_are_not() -> 
     ]
 
 
-def test_a_response_that_begins_anew_tells_its_own_objects() -> None:
+@pytest.mark.parametrize("shape", [Shape({"out": ()}), Shape(text=())])
+def test_a_response_that_begins_anew_tells_its_own_objects(shape: Shape) -> None:
+    def begun(index: int, text: str) -> PartStartEvent:
+        return PartStartEvent(index=index, part=TextPart(text) if shape.text == () else ToolCallPart("out", text, "c"))
+
     translator = Translator()
-    translator.expect(Shape({"out": ()}))
+    translator.expect(shape)
     translator.begin_step(1, "m1")
-    translator.event(PartStartEvent(index=0, part=ToolCallPart("out", '{"torn": "this is never completed, but l', "a")))
+    translator.event(begun(0, '{"torn": "this is never completed, but l'))
     translator.begin_step(1, "m1")
-    chunks = translator.event(
-        PartStartEvent(index=0, part=ToolCallPart("out", '{"whole": "this one, however, is"}', "b"))
-    )
+    chunks = translator.event(begun(1, '{"whole": "this one, however, is"}'))
     assert [chunk.object for chunk in chunks if isinstance(chunk, ObjectChunk)] == [{"whole": "this one, however, is"}]
