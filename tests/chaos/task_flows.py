@@ -103,6 +103,9 @@ failing = create_evented_agent(Agent(_calling(("broken", {})), name="failing", t
 asking = create_evented_agent(
     Agent(_calling(("helping", {"prompt": "help"})), name="asking", tools=[agent_tool(helping)])
 )
+asking_aloud = create_evented_agent(
+    Agent(_calling(("helping", {"prompt": "help"})), name="asking-aloud", tools=[agent_tool(helping, nested=True)])
+)
 asking_later = create_evented_agent(
     Agent(
         _calling(("ask", {"prompt": "help"})),
@@ -180,6 +183,7 @@ TASK_FLOWS: Final[dict[str, Flow]] = {
         "deferring-data", [("c1", CANCEL)], {"c1": ["failed", CANCELLED]}, {"c1": 1}, asked=UNTIL_IDLE
     ),
 }
+NESTED: Final = Flow("asking-aloud", [], {"c1": ["success", "helped"]}, {"s1": 1})
 DELEGATING: Final = Flow(
     "delegating",
     [resume({"colour": "blue"}, "c3"), ("c6", CANCEL)],

@@ -8,6 +8,7 @@ from collections import Counter
 
 import pytest
 
+from durable.chunks import StepOutput, ToolOutput
 from durable.probes import Point
 from tests.chaos.effective import counted
 from tests.chaos.effects import VARIABLE
@@ -16,7 +17,7 @@ from tests.chaos.forks import Forks
 from tests.chaos.judge import log_faults
 from tests.chaos.play import Crash, answer, let_them_be_found, play
 from tests.chaos.stage import Stage
-from tests.chaos.task_flows import DELEGATING, TASK_FLOWS
+from tests.chaos.task_flows import DELEGATING, NESTED, TASK_FLOWS
 from tests.chaos.test_flows import judge as judge_flow
 from tests.workbench import on
 
@@ -97,3 +98,30 @@ async def test_with_a_kill_before_the_run_goes_on_with_what_the_task_came_to(sta
     reports = await play(stage, flow, run_id)
     last = await killed(stage, flow, Crash(len(reports) - 1, Point.CLAIM_AFTER))
     await judge(stage, flow, last)
+
+
+CRASHES = {
+    "when it has begun": Crash(1, Point.MIRROR_BEFORE),
+    "when it has said that it has begun": Crash(1, Point.MIRROR_AFTER),
+    "before it says the rest": Crash(1, Point.MIRROR_BEFORE, 2),
+    "when it has said the rest": Crash(1, Point.MIRROR_AFTER, 2),
+    "in the middle of its response": Crash(1, Point.MODEL_BEFORE, 2),
+    "in the middle of its tool": Crash(1, Point.TOOL_START_AFTER),
+    "before its end": Crash(1, Point.FINISH_BEFORE),
+    "after its end": Crash(1, Point.FINISH_AFTER),
+}
+
+
+@pytest.mark.parametrize("crash", CRASHES.values(), ids=CRASHES)
+async def test_a_sub_agent_whose_worker_is_killed_is_told_once_and_whole_to_who_asks(
+    stage: Stage, crash: Crash
+) -> None:
+    run_id = await killed(stage, NESTED, crash)
+    await judge(stage, NESTED, run_id, torn=(0, 1))
+    (child,) = (await stage.family(run_id))[1:]
+    told = [
+        chunk.payload.output
+        for chunk in await stage.bench.chunks(run_id)
+        if isinstance(chunk, StepOutput | ToolOutput) and chunk.payload.task_id == child
+    ]
+    assert told == [chunk.to_wire() for chunk in await stage.bench.chunks(child)]
