@@ -1,8 +1,8 @@
 """What of a log counts, in a form that is equal for two runs that did the same.
 
-Left out is what a later step declared void, what says only that a judge is being asked, and what differs between any
-two runs: times, ids and how text was cut into deltas. Calls and outcomes of one step come in the order of their ids:
-tools that run side by side end in any order.
+Left out is what a later step declared void, what says only that a judge is being asked, outputs while they grow, and
+what differs between any two runs: times, ids and how text was cut into deltas. Calls and outcomes of one step come in
+the order of their ids: tools that run side by side end in any order.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
-from durable.chunks import Chunk
+from durable.chunks import Chunk, ObjectChunk, ObjectResult
 from durable.fold import void_range
 
 _OUTCOMES: Final = frozenset({"tool-result", "tool-error"})
@@ -43,7 +43,9 @@ def effective(chunks: Sequence[Chunk]) -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
     settled: list[tuple[str, Any]] = []
     for chunk in counting:
-        payload = _without(chunk.to_wire()["payload"])
+        if isinstance(chunk, ObjectChunk):
+            continue  # how often one is told depends on how its JSON came
+        payload = _without({"object": chunk.object} if isinstance(chunk, ObjectResult) else chunk.to_wire()["payload"])
         if chunk.type in TASKS:
             del payload["taskId"]
             payload.pop("runId", None)
