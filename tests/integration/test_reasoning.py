@@ -66,6 +66,8 @@ async def test_anthropics_thinking_and_what_it_hides_go_back_unchanged(
 
     assert [chunk.payload.signature for chunk in first if isinstance(chunk, ReasoningSignature)] == [SIGNATURE]
     assert [chunk.payload.data for chunk in first if isinstance(chunk, RedactedReasoning)] == [HIDDEN]
+    framed = [chunk.type for chunk in first if chunk.type in {"reasoning-start", "reasoning-end"}]
+    assert framed == ["reasoning-start", "reasoning-end"]
     _, second, third = provider_wire.bodies(anthropic.PATH)
     for body in (second, third):
         thought, hidden, call = assistant_blocks(body)[:3]
