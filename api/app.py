@@ -24,6 +24,7 @@ from . import agents, background, budgets, decisions, health, inside, problems, 
 from .body_limit import BodyLimit
 from .closing import on_stop_signals
 from .documentation import Documented
+from .mastra.door import create_door
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     problems.install(app)
     for module in (runs, decisions, budgets, inside, background, threads, agents, health):
         app.include_router(module.router)
+    app.mount("/api", create_door(app.state))
     return app
 
 

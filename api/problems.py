@@ -6,6 +6,7 @@ What goes out never repeats what came in, and never tells how the server failed.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any, Final
 
 import orjson
@@ -109,15 +110,24 @@ async def _http_error(_: Request, error: Exception) -> Response:
     return problem(error.status_code, code, message, **dict(error.headers or {}))
 
 
-class _Unexpected:
+def _failed() -> Response:
+    return problem(500, DurableError.code, "The server failed.")
+
+
+class Unexpected:
     """ASGI middleware: answers an error that nobody foresaw.
 
     A handler for `Exception` would answer as well, but Starlette then raises the error again, and the server writes its
     text, which may be anything, to the log.
+
+    Args:
+        app: What is behind it.
+        answer: Makes the answer.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, answer: Callable[[], Response] = _failed) -> None:
         self._app = app
+        self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
@@ -135,7 +145,7 @@ class _Unexpected:
                 raise
             log.error("unexpected %s at %s", type(error).__name__, places(error))  # noqa: TRY400 - see above
             if not started:
-                await problem(500, DurableError.code, "The server failed.")(scope, receive, send)
+                await self._answer()(scope, receive, send)
 
 
 def install(app: FastAPI) -> None:
@@ -143,4 +153,4 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(DurableError, _durable_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_middleware(_Unexpected)
+    app.add_middleware(Unexpected)
