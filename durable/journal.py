@@ -21,6 +21,8 @@ Rows = Sequence[tuple[bytes, dict[bytes, bytes]]]
 _CURSOR: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
 _HAS_ORIGIN = re.compile(rb'\{"type":"[^"]*","from":').match
 _CHUNK: Final = b'{"runId":"%b",%b"seq":%d,"attempt":%d,%b'
+_BLOCK: Final = b'data: {"runId":"%b",%b%b\n\n'
+_FINAL: Final = b',"final":true}'
 _FRAME: Final = b"id: %d\ndata: " + _CHUNK + b"\n\n"
 
 
@@ -49,6 +51,7 @@ class Entry:
     attempt: int
     bodies: tuple[bytes, ...]
     _frames: bytes = field(default=b"", init=False, repr=False, compare=False)
+    _blocks: bytes = field(default=b"", init=False, repr=False, compare=False)
 
     @property
     def last(self) -> int:
@@ -75,6 +78,14 @@ class Entry:
                 ]
             )
         return self._frames
+
+    @property
+    def blocks(self) -> bytes:
+        """The same without ids and without their places in the log, `seq`, `attempt` and `final`: for readers who
+        count; made once for all of them."""
+        if not self._blocks:
+            self._blocks = blocks_of(self.run_id, self.bodies)
+        return self._blocks
 
     @property
     def final(self) -> bool:
@@ -119,6 +130,14 @@ def read_cursor(value: int | str) -> int:
             raise InvalidRequest("The cursor is not a number of 0 or more.")
         return int(value)
     return value
+
+
+def blocks_of(run_id: str, bodies: Sequence[bytes]) -> bytes:
+    """Neighbouring chunks of a run as an entry's `blocks`, of which the last one may be the final one."""
+    run, last = run_id.encode(), bodies[-1]
+    if last.endswith(_FINAL):
+        bodies = [*bodies[:-1], last[: -len(_FINAL)] + b"}"]
+    return b"".join([_BLOCK % (run, _origin(body), body[1:]) for body in bodies])
 
 
 def _origin(body: bytes) -> bytes:

@@ -31,6 +31,8 @@ LONGEST_QUEUE: Final = 256
 """Entries that a slow reader may leave unread in memory; it then reads them from the log."""
 CHECK_SECONDS: Final = 2.0
 """How often a silent run's log is compared with what was heard of it."""
+SUSPENDED: Final = b"suspended"
+"""The message, on a run's channel, that it waits from now on. It is no entry."""
 LACKING: Final = "The run's log lacks chunks that were written."
 
 
@@ -196,7 +198,7 @@ class Hub:
         """
         channel = self._store.keys.channel(run_id)
         self._runs[channel] = run_id
-        await self._join(channel, ear, partial(Entry.of_message, run_id))
+        await self._join(channel, ear, partial(_read_entry, run_id))
 
     async def leave(self, run_id: str, ear: RunEar) -> None:
         """Follow no more."""
@@ -330,7 +332,10 @@ class Hub:
                 ear.stir()
             return
         for ear in ears:
-            ear.hear(message)
+            if message is None:
+                ear.stir()
+            else:
+                ear.hear(message)
 
     def _stir_all(self) -> None:
         for ears in self._followers.values():
@@ -360,6 +365,11 @@ class Hub:
         return [int(reply or 0) for reply in replies]
 
 
+def _read_entry(run_id: str, data: bytes) -> Entry | None:
+    """What a message on a run's channel says; None when readers are to look."""
+    return None if data == SUSPENDED else Entry.of_message(run_id, data)
+
+
 class Observer:
     """Reads runs, from any cursor, to their end."""
 
@@ -368,15 +378,23 @@ class Observer:
         self._runs = runs
         self._hub = hub
 
-    async def pages(self, run_id: str, after: int = 0, *, silence: float | None = None) -> AsyncGenerator[list[Entry]]:
+    async def pages(
+        self,
+        run_id: str,
+        after: int = 0,
+        *,
+        silence: float | None = None,
+        pauses: Callable[[RunRecord], bool] | None = None,
+    ) -> AsyncGenerator[list[Entry]]:
         """All entries that follow a cursor, as soon as they are written; those that are there together come together.
 
-        Ends after the final chunk, and earlier when the hub dismisses its readers.
+        Ends after the final chunk, and earlier when the hub dismisses its readers, or where the run pauses.
 
         Args:
             run_id: The run.
             after: The cursor.
             silence: Seconds without news after which an empty page comes; None for never.
+            pauses: Whether to end at a state of the run, once all that was written before it is read.
 
         Raises:
             UnknownRun, RunExpired: There is no such run.
@@ -396,7 +414,7 @@ class Observer:
                         raise StoreUnavailable(LACKING)
                     if page:
                         follower.stir()  # there may be more
-                    elif await self._over(run_id, cursor, follower):
+                    elif await self._over(run_id, cursor, follower, pauses):
                         return
                 if page:
                     cursor = page[-1].last
@@ -404,6 +422,8 @@ class Observer:
                     if page[-1].final:
                         return
                 elif not await follower.wait(silence):
+                    if pauses is not None:
+                        follower.stir()  # that it pauses is told once, and may not have been heard
                     yield []
         finally:
             await self._hub.leave(run_id, follower)
@@ -423,8 +443,10 @@ class Observer:
             raise InvalidRequest("The cursor lies outside of the run's log.", lastSeq=record.last_seq)
         return record
 
-    async def _over(self, run_id: str, cursor: int, follower: _Follower) -> bool:
-        """Whether the log will never have more than what the reader has."""
+    async def _over(
+        self, run_id: str, cursor: int, follower: _Follower, pauses: Callable[[RunRecord], bool] | None
+    ) -> bool:
+        """Whether the log will never have more than what the reader has, or not before something else happens."""
         record = await self._runs.get(run_id)
         if record.last_seq != cursor:
             # Once, it was written since the log was read. Twice, the log is not what the record says.
@@ -434,4 +456,4 @@ class Observer:
             follower.stir()
             return False
         follower.highest = max(follower.highest, cursor)
-        return record.status.ended
+        return record.status.ended or (pauses is not None and pauses(record))

@@ -48,6 +48,7 @@ class Answer(Wire):
         actor: Who answers. Not part of what is answered, and neither is what follows.
         tool_name: The tool of the call. Set when it is stored.
         at: When it was stored; ms since 1970.
+        seq: The chunk that tells of it.
     """
 
     kind: Verb
@@ -57,10 +58,13 @@ class Answer(Wire):
     actor: str | None = None
     tool_name: str | None = None
     at: int | None = None
+    seq: int | None = None
 
     def digest(self) -> str:
         """Equal for equal answers, whoever gives them, before they are stored and after."""
-        stored = exact_json.loads(self.model_copy(update={"actor": None, "tool_name": None, "at": None}).to_json())
+        stored = exact_json.loads(
+            self.model_copy(update={"actor": None, "tool_name": None, "at": None, "seq": None}).to_json()
+        )
         value = {name: given for name, given in stored.items() if given is not None}
         return hashlib.sha256(exact_json.dumps(value, sort_keys=True)).hexdigest()[:32]
 

@@ -37,7 +37,8 @@ if ARGV[12] == '1' then
   end
 end
 local count = redis.call('HINCRBY', run, 'decisions', 1)
-local answer = string.sub(ARGV[6], 1, -2) .. ',"at":' .. int(now) .. '}'
+local seq = write(run, KEYS[2], ARGV[1], '0', 1, ARGV[8])
+local answer = string.sub(ARGV[6], 1, -2) .. ',"at":' .. int(now) .. ',"seq":' .. int(seq) .. '}'
 redis.call('HSET', calls, 's:' .. call, 'decided ' .. place .. ' ' .. ARGV[5], 'd:' .. call, answer)
 redis.call('HSET', KEYS[3], ARGV[7], answer)
 -- The next question about the call takes the place of this one; the run tells of its newest answers all the same.
@@ -45,7 +46,6 @@ redis.call('HSET', calls, 'a:' .. int(count % tonumber(ARGV[14])), int(count) ..
 redis.call('ZREM', KEYS[5], member)
 redis.call('ZREM', KEYS[6], member)
 redis.call('HSET', run, 'claims', '0')
-write(run, KEYS[2], ARGV[1], '0', 1, ARGV[8])
 -- One that has used up a budget waits for that to be raised, and finds the answer then.
 if status == 'suspended' and record[2] ~= 'budget_reached' then
   redis.call('HDEL', run, 'reason')

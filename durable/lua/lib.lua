@@ -11,6 +11,20 @@ local function int(number)
   return string.format('%d', number)
 end
 
+-- Keeps in the run's record which chunks of it no longer count, as chunks say that are written: whoever reads the log
+-- later knows it before he comes to those. Only these two types say so, and say it last.
+local function take_back(run, bodies)
+  for line in string.gmatch(bodies, '[^\n]+') do
+    if string.find(line, '^{"type":"step%-start"') or string.find(line, '^{"type":"tripwire"') then
+      local from, to = string.match(line, '.*"void":{"from":(%d+),"to":(%d+)}')
+      if from then
+        local known = redis.call('HGET', run, 'voids')
+        redis.call('HSET', run, 'voids', (known and known .. ' ' or '') .. from .. '-' .. to)
+      end
+    end
+  end
+end
+
 -- Appends `count` chunk bodies (joined by newlines) as one entry, numbers them, and tells the followers.
 -- An entry's id is `0-<seq of its last chunk>`, so that "after seq n" is one range query, also for n inside an entry.
 local function write(run, log, channel, attempt, count, bodies)
@@ -22,6 +36,9 @@ local function write(run, log, channel, attempt, count, bodies)
   -- One field: a second one costs up to 20 bytes a chunk.
   redis.call('XADD', log, '0-' .. int(last), 'c', attempt .. ' ' .. bodies)
   redis.call('HSET', run, 'lastSeq', int(last))
+  if string.find(bodies, '"void":{', 1, true) then
+    take_back(run, bodies)
+  end
   redis.call('PUBLISH', channel, int(first) .. ' ' .. attempt .. ' ' .. bodies)
   return first, last
 end

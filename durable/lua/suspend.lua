@@ -51,4 +51,5 @@ if idle then
 end
 share(run, run_id)
 move(run, ARGV[4], run_id, 'running', 'suspended')
+redis.call('PUBLISH', ARGV[5], 'suspended') -- whoever follows looks: there may be no chunk that tells of it
 return 'suspended'

@@ -271,6 +271,12 @@ class RunRecord:
         return int(self.fields.get("watched", b"0"))
 
     @property
+    def voids(self) -> list[tuple[int, int]]:
+        """The ranges of its chunks, both ends included, whose model output no longer counts."""
+        ranges = (each.partition("-") for each in (self._optional("voids") or "").split())
+        return [(int(first), int(last)) for first, _, last in ranges]
+
+    @property
     def thread_id(self) -> str | None:
         return self._optional("threadId")
 
