@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+import orjson
+
 from durable import exact_json
 from durable.chunks.base import Json
 from durable.decisions.calls import Answer, Question, verbs_of
@@ -42,6 +44,7 @@ async def check_answer(asked: Question, answer: Answer) -> None:
     if answer.actor in {DEADLINE, HANDLER, RUN}:
         raise InvalidRequest("This actor stands for nobody's answer.", field="actor")
     with as_json():
+        orjson.dumps([answer.args, answer.data])  # what comes over the wire has integers of 64 bits, at most
         stored = answer.to_json()
     if len(stored) > LARGEST_ANSWER:
         raise RequestTooLarge(f"An answer has {LARGEST_ANSWER} bytes, at most.")

@@ -10,7 +10,8 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mappin
 from contextlib import aclosing, contextmanager, suppress
 from typing import Any, cast
 
-from durable import exact_json
+import orjson
+
 from durable.checkpoint import usage_at
 from durable.chunks import encode_body
 from durable.chunks.base import StepResult, Usage
@@ -94,7 +95,7 @@ class Runs:
         with as_json():
             digest, request = new.request.digest(new.agent, new.metadata), new.request.to_json()
             if new.metadata:
-                fields["metadata"] = exact_json.dumps(dict(new.metadata))
+                fields["metadata"] = orjson.dumps(dict(new.metadata))
         verdict, found, *made = await self._store.run(
             CREATE,
             [
@@ -485,7 +486,7 @@ def cancelled_chunks(payload: AbortPayload, output: TurnOutput | None = None) ->
 
 @contextmanager
 def as_json() -> Iterator[None]:
-    """Refuse what our JSON can't hold: half a surrogate pair, or deepest nesting."""
+    """Refuse what our JSON can't hold: half a surrogate pair, an integer of more than 64 bits, deepest nesting."""
     try:
         yield
     except (TypeError, ValueError, RecursionError):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 
+import orjson
 from pydantic import ConfigDict, Field
 
 from durable import exact_json
@@ -152,6 +153,8 @@ class RunRequest(Wire):
     def digest(self, agent: str, metadata: Mapping[str, Json] | None) -> str:
         """A hash that is equal for equal requests, whatever the order of their fields."""
         value = [agent, self.model_dump(mode="json", exclude_none=True), metadata or {}]
+        if self.tool_call is None:  # what comes over the wire has integers of 64 bits, at most
+            return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()
         return hashlib.sha256(exact_json.dumps(value, sort_keys=True)).hexdigest()
 
 

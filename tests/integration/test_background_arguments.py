@@ -19,7 +19,7 @@ from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults, ToolApp
 from pydantic_ai.toolsets import ExternalToolset
 
 from durable import Background, RunHandle, agent_tool, resume_data, suspend
-from durable.errors import RunFailed
+from durable.errors import InvalidRequest, RunFailed
 from tests.conftest import eventually
 from tests.integration.test_background import calling, heard, idle, started, told
 
@@ -290,24 +290,25 @@ async def test_an_integer_may_have_any_size(connected: Any, background: str, app
 
 
 @pytest.mark.parametrize("background", ["foreground", "awaited"])
-async def test_an_integer_may_have_any_size_also_in_what_people_and_tools_say(connected: Any, background: str) -> None:
-    agent = Agent(calling(("double", {"n": 1})), name="support")
-    agent.tool(metadata={"durable": {"background": background}}, requires_approval=True)(double)
+async def test_an_integer_may_have_any_size_in_what_a_tool_asks_and_not_in_an_answer(
+    connected: Any, background: str
+) -> None:
+    agent = Agent(calling(("double", {"n": -HUGE})), name="support")
+    agent.tool(metadata={"durable": {"background": background}})(double)
     async with connected(agent) as durable:
         handle = await durable.stream("go")
-        await idle(handle, reason="decision")
-        await handle.approve("c1", args={"n": -HUGE})
-        await handle.approve("c1", args={"n": -HUGE})  # the same again is fine
 
         async def asked() -> bool:
             calls = (await handle.status()).pending or []
-            return [call.payload for call in calls] == [{"n": -HUGE}]
+            return [(call.args, call.payload) for call in calls] == [({"n": -HUGE}, {"n": -HUGE})]
 
         await eventually(asked, what="the tool to ask")
         [call] = (await handle.status()).pending or []
         where = await durable.handle(call.run_id) if call.run_id else handle
-        await where.resume("c1", HUGE * 3)
-        assert await told(handle) == [["c1", "success", {"twice": HUGE}]]
+        with pytest.raises(InvalidRequest):
+            await where.resume("c1", HUGE * 3)
+        await where.resume("c1", 1)
+        assert await told(handle) == [["c1", "success", {"twice": 1 - HUGE * 2}]]
 
 
 @pytest.mark.parametrize("background", ["foreground", "awaited"])
