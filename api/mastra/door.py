@@ -10,9 +10,9 @@ from typing import Final
 from fastapi import FastAPI
 from starlette.datastructures import State
 
-from . import problems, refused, runs
+from . import decisions, problems, refused, runs
 
-MODULES: Final = (runs, refused)
+MODULES: Final = (runs, decisions, refused)
 """One for each subject. `refused` is the last: it answers what no other does."""
 
 

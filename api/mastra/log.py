@@ -13,6 +13,7 @@ from typing import Final
 import orjson
 
 from durable.backend import Backend
+from durable.errors import UnknownRun
 from durable.execution.waits import BACKGROUND
 from durable.journal import Entry, blocks_of
 from durable.runs import RunRecord
@@ -25,6 +26,19 @@ Range = tuple[int, int]
 _TEXTS: Final = {"text-delta": "text", "reasoning-delta": "text", "tool-call-delta": "argsTextDelta"}
 _DELTAS: Final = tuple(b'{"type":"%b"' % name.encode() for name in _TEXTS)
 _STEP: Final = b'{"type":"step-start"'
+
+
+async def run_of(backend: Backend, agent: str, run_id: str) -> RunRecord:
+    """An agent's run.
+
+    Raises:
+        UnknownRun, RunExpired: It has no such run.
+        StoreUnavailable: Redis does not answer.
+    """
+    record = await backend.runs.get(run_id)
+    if record.agent != agent:
+        raise UnknownRun
+    return record
 
 
 def waits(record: RunRecord) -> bool:

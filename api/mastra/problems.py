@@ -14,12 +14,19 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from durable.chunks.base import Json
 from durable.errors import DurableError
 
 from ..problems import Unexpected, status_of
 
 INVALID: Final = "Invalid request body"
 MOST_ISSUES: Final = 20
+NAMES: Final = {
+    "outputSchema": "structuredOutput.schema",
+    "outputMode": "structuredOutput.jsonPromptInjection",
+    "modelSettings.tool_choice": "toolChoice",
+}
+"""Fields of a run's request, by their names in this protocol where these are others."""
 
 
 class Refused(Exception):
@@ -41,6 +48,11 @@ class Refused(Exception):
 def refuse(*issues: tuple[str, str]) -> Refused:
     """A body with fields that can't be honoured: field and reason of each."""
     return Refused(400, INVALID, list(issues))
+
+
+def asks_nothing(value: Json) -> bool:
+    """Whether a field's value asks for nothing, so that there is nothing to refuse."""
+    return value is None or value is False or value in ("", [], {})
 
 
 def problem(
@@ -67,7 +79,7 @@ async def _durable_error(_: Request, error: Exception) -> Response:
         raise error  # nobody foresaw it here
     field, issues = error.details.get("field"), list(error.details.get("issues", []))
     if field is not None:
-        issues.append({"field": str(field), "message": error.message})
+        issues.append({"field": NAMES.get(str(field), str(field)), "message": error.message})
     return problem(status, error.message, issues, {"Retry-After": "1"} if status == 503 else None)
 
 

@@ -187,6 +187,22 @@ class Decisions:
                     await self._compare(run_id, tool_call_id, asked, answer)
                     return None
 
+    async def given(self, run_id: str, tool_call_id: str, answer: Answer) -> Answer | None:
+        """The newest answer that a call has had and that is the same as this one, as it is stored; None without one.
+
+        Raises:
+            UnknownRun, RunExpired, UnknownCall: There is no such run or call.
+            StoreUnavailable: Redis does not answer.
+        """
+        step, newest = (await self._call(run_id, tool_call_id)).place
+        with as_json():
+            digest = answer.digest()
+        for round_ in range(newest, -1, -1):
+            stored = await self._stored(run_id, tool_call_id, (step, round_))
+            if stored is not None and stored.digest() == digest:
+                return stored
+        return None
+
     async def settle(self, run_id: str, token: int, tool_call_id: str, asked: Place, answer: Answer) -> Answer:
         """What an attempt decides of a call by itself, unless the question has an answer. Returns the one that stands.
 

@@ -268,6 +268,10 @@ class RunRecord:
     def cancel_requested(self) -> bool:
         return "cancelRequested" in self.fields
 
+    def asks_for(self, digest: str) -> bool:
+        """Whether it was created by a request with this digest."""
+        return self._optional("requestHash") == digest
+
     @property
     def watched(self) -> int:
         """How many chunks of its log tell what became of it: they are no part of an attempt."""
