@@ -1,24 +1,28 @@
 """What a run has come to, as one JSON object: for callers who wait for it instead of following it.
 
 A run that failed is 422: the client of this protocol sends a request again that is answered with 5xx, and the model
-would be asked anew. A caller who goes away stops waiting, not the run.
+would be asked anew. So it does when no answer has begun for minutes: one that takes long begins before it is known, and
+then tells a failure in its body. A caller who goes away stops waiting, not the run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import asyncio
+from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import aclosing
 from typing import Any, Final
 
 import orjson
 from fastapi import Request, Response
+from fastapi.responses import StreamingResponse
 
 from durable.backend import Backend
 from durable.chunks.base import Json
-from durable.errors import StoreUnavailable
+from durable.errors import DurableError, StoreUnavailable
 from durable.runs import RunRecord
 from durable.views import PendingCall, RunStatus, RunView
 
+from ..sse import HEADERS
 from .framing import HEARTBEAT_SECONDS
 from .log import waits
 from .problems import problem
@@ -30,27 +34,60 @@ _KEPT: Final = (
     "tool-error", "finish",
 )  # fmt: skip
 _PREFIXES: Final = tuple(b'{"type":"%b"' % name.encode() for name in _KEPT)
+PATIENCE_SECONDS: Final = 120.0
 CLOSED: Final = 499
 """The status of an answer that nobody waits for any more; it is never seen."""
 
 
-async def outcome(backend: Backend, record: RunRecord, request: Request) -> Response:
+async def outcome(
+    backend: Backend, record: RunRecord, request: Request, *, patience: float = PATIENCE_SECONDS
+) -> Response:
     """Wait until a run ends, or waits for somebody, and tell what it has come to.
 
     Args:
         backend: The run layer.
         record: The run.
         request: Of the caller who waits.
+        patience: Seconds after which the answer begins, whatever it will be.
 
     Raises:
         StoreUnavailable: Redis does not answer, or this server stops: the same request may be sent again.
     """
+    waiting = asyncio.create_task(_full(backend, record))
+    deadline = asyncio.get_running_loop().time() + patience
+    while not waiting.done():
+        left = deadline - asyncio.get_running_loop().time()
+        if left <= 0:
+            return StreamingResponse(_late(waiting, record.run_id), media_type="application/json", headers=HEADERS)
+        await asyncio.wait([waiting], timeout=min(left, 1.0))
+        if not waiting.done() and await request.is_disconnected():
+            waiting.cancel()
+            return Response(status_code=CLOSED)
+    full = await waiting
+    return problem(422, full) if isinstance(full, str) else Response(orjson.dumps(full), media_type="application/json")
+
+
+async def _late(waiting: asyncio.Task[Told | str], run_id: str) -> AsyncIterator[bytes]:
+    """The answer for a client that would give up on one that does not begin, and send its request again: blanks, which
+    JSON allows before a value, until it is there."""
+    try:
+        while not waiting.done():
+            yield b" "
+            await asyncio.wait([waiting], timeout=HEARTBEAT_SECONDS)
+        try:
+            full = await waiting
+        except DurableError as error:
+            full = error.message
+        yield orjson.dumps({"error": full, "finishReason": "error", "runId": run_id} if isinstance(full, str) else full)
+    finally:
+        waiting.cancel()
+
+
+async def _full(backend: Backend, record: RunRecord) -> Told | str:
+    """What a run has come to; why it failed, when it did."""
     heard = _Heard()
-    pages = backend.observer.pages(record.run_id, silence=HEARTBEAT_SECONDS, pauses=waits)
-    async with aclosing(pages):
+    async with aclosing(backend.observer.pages(record.run_id, silence=HEARTBEAT_SECONDS, pauses=waits)) as pages:
         async for page in pages:
-            if not page and await request.is_disconnected():
-                return Response(status_code=CLOSED)
             for entry in page:
                 for seq, body in enumerate(entry.bodies, entry.first):
                     if body.startswith(_PREFIXES):
@@ -60,10 +97,9 @@ async def outcome(backend: Backend, record: RunRecord, request: Request) -> Resp
         raise StoreUnavailable("This server stops. The run goes on: ask again.")
     [view] = await backend.views([record])
     if view.status is RunStatus.FAILED and view.tripwire is None:
-        return problem(422, "The run failed." if view.error is None else view.error.message)
+        return "The run failed." if view.error is None else view.error.message
     client_tools = {tool.name for tool in (await backend.runs.request(record.run_id)).client_tools or []}
-    full = _full(view, heard, record.voids, client_tools)
-    return Response(orjson.dumps(full), media_type="application/json")
+    return _told(view, heard, record.voids, client_tools)
 
 
 class _Heard:
@@ -99,7 +135,7 @@ class _Heard:
         return found
 
 
-def _full(view: RunView, heard: _Heard, voids: list[tuple[int, int]], client_tools: Collection[str]) -> Told:
+def _told(view: RunView, heard: _Heard, voids: list[tuple[int, int]], client_tools: Collection[str]) -> Told:
     pending = [] if view.ended else view.pending or []
     finish = heard.finish if view.ended else None
     output: Told = finish["output"] if finish is not None else _so_far(heard)

@@ -299,7 +299,8 @@ def test_what_asks_for_nothing_is_no_matter(mastra: MastraCaller) -> None:
         "toolsets": {},
         "versions": {},
     }
-    _, chunks = mastra.begin("say hello", requestContext={}, untilIdle=False, providerOptions={"acme": {}}, **nothing)
+    nothing |= {"requestContext": {}, "untilIdle": False, "providerOptions": {"acme": {}}}
+    chunks = mastra.chunks("stream", {"messages": "say hello", **nothing})
     assert text_of(chunks).strip() == "hello"
 
 
