@@ -319,7 +319,7 @@ class Attempt:
     async def _wait(self, raised: RunSuspended) -> Outcome:
         """Wait for somebody outside, or for a background task."""
         fields: dict[str, Arg] = {"reason": raised.reason}
-        chunks: list[Chunk] = []
+        chunks: list[Chunk] = self._turn.turn_of_caller()
         if raised.turn_ended:
             tasks = self._turn.delegation.outstanding
             payload = TaskProgressPayload(task_ids=tasks, running_count=len(tasks), elapsed_ms=0)

@@ -29,15 +29,16 @@ class Terms:
         step: Tells the number of the run's step, from 1 for its first model request.
 
     Attributes:
-        left_to_caller: The tools whose calls end the run, instead of waiting.
+        brought: The tools that the caller executes.
+        left_to_caller: Those of them whose calls end the run, instead of waiting.
     """
 
     def __init__(self, agent: AbstractAgent[Any, Any], request: RunRequest, step: Callable[[], int]) -> None:
         self._agent = agent
         self._request = request
         self._step = step
-        tools = request.client_tools or []
-        self.left_to_caller = frozenset(tool.name for tool in tools if request.on_client_tools == "end")
+        self.brought = frozenset(tool.name for tool in request.client_tools or [])
+        self.left_to_caller = self.brought if request.on_client_tools == "end" else frozenset()
 
     def instructed(self) -> AbstractContextManager[Any]:
         """While the agent's loop is begun: with the run's instructions in place of the agent's."""

@@ -325,8 +325,14 @@ class Turn:
                 return news
         return await judgement.go_on(ctx, self.record.step, output)
 
+    def turn_of_caller(self) -> list[Chunk]:
+        """The chunks that end a turn after which the run waits for nothing but calls that its caller makes: who reads
+        knows by them that it is to make them. None when the log has them, or the run waits for others, too."""
+        waiting = self.waits.waiting_tools
+        return [] if self._tail.step_finished or not waiting or waiting - self._terms.brought else self.turn_ended()
+
     def turn_ended(self) -> list[Chunk]:
-        """The chunks that end a turn after which the run waits for its tasks."""
+        """The chunks that end a turn after which the run waits."""
         ended = [] if self._tail.step_finished else self.translator.end_step(is_continued=False)
         return [*ended, self.translator.finish(usage=self.usage, text=last_text(self.messages))]
 

@@ -200,6 +200,15 @@ class Waits:
         return BACKGROUND if set(self._kinds.values()) == {"task"} else DECISION
 
     @property
+    def waiting_tools(self) -> set[str]:
+        """The tools whose calls of this step wait."""
+        return {
+            self._calls[call_id].tool_name
+            for call_id in self._kinds
+            if call_id in self._calls and self.known(call_id, self._rounds.get(call_id, 0)) is None
+        }
+
+    @property
     def waited(self) -> bool:
         """Whether a call of this step waits, or has waited."""
         return bool(self._rounds)

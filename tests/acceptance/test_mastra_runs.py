@@ -258,6 +258,83 @@ def test_a_run_of_a_thread_goes_on_with_it(mastra: MastraCaller, caller: Caller)
     assert_refused(mastra.ask("stream", {"messages": "say no", "memory": {"thread": thread, "resource": "bob"}}), 409)
 
 
+LOOK = {"look": {"description": "Look.", "inputSchema": {"type": "object"}}}
+
+
+def result_of(chunks: list[Body], result: Any) -> Body:
+    """The message that tells the result of the calls of a client's tool, as the client makes it."""
+    calls = [
+        chunk["payload"] for chunk in chunks if chunk["type"] == "tool-call" and chunk["payload"]["toolName"] == "look"
+    ]
+    return {"role": "tool", "content": [{"type": "tool-result", **call, "result": result} for call in calls]}
+
+
+def test_a_clients_tools_are_turns_of_one_run_when_it_has_an_id(mastra: MastraCaller, caller: Caller) -> None:
+    said = [{"role": "user", "content": 'calls look {"at": 1}; look {"at": 2}; add {"a": 1, "b": 1}'}]
+    run_id, first = mastra.begin(said, clientTools=LOOK)
+    assert types_of(first)[-1] == "finish"
+    assert first[-1]["payload"]["stepResult"]["reason"] == "tool-calls"
+    assert caller.look(run_id)["status"] == "suspended"
+
+    body = {"messages": [*said, result_of(first, {"saw": "x"})], "runId": run_id, "clientTools": LOOK}
+    rest = mastra.chunks("stream", body)
+    assert rest[0]["type"] == "tool-call-decided"
+    assert text_of(rest).strip() == 'The tool said {"saw":"x"} and {"saw":"x"} and 2'
+    assert mastra.chunks("stream", body) == rest
+    assert [*first, *rest] == without_place(caller.log(run_id)) == mastra.observed(run_id)
+    assert types_of([*first, *rest]).count("finish") == 2
+
+    assert_refused(mastra.ask("stream", body | {"messages": [result_of(first, {"saw": "y"})]}), 409)
+    assert_refused(mastra.ask("stream", body | {"maxSteps": 2}), 400, "maxSteps")
+    other = result_of([{"type": "tool-call", "payload": {"toolName": "look", "toolCallId": "other"}}], 1)
+    assert_refused(mastra.ask("stream", body | {"messages": [other]}), 409)
+
+
+def test_a_client_that_answers_one_call_at_a_time_is_told_which_are_left(mastra: MastraCaller) -> None:
+    body: Body = {"messages": 'calls look {"at": 1}; look {"at": 2}', "runId": new_id(), "clientTools": LOOK}
+    full = mastra.ask("generate", body).json()
+    for left in (2, 1):
+        assert (full["finishReason"], len(full["toolCalls"])) == ("tool-calls", left)
+        call = full["toolCalls"][0]
+        message = result_of([call], "seen")
+        full = mastra.ask("generate", body | {"messages": [*full["response"]["messages"], message]}).json()
+    assert (full["finishReason"], full["text"].strip()) == ("stop", "The tool said seen and seen")
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+def test_a_clients_tools_end_a_run_without_an_id_and_the_next_one_goes_on(mastra: MastraCaller, threaded: bool) -> None:
+    memory: Body = {"memory": {"thread": new_id()}} if threaded else {}
+    said = [{"role": "user", "content": 'call look {"at": 1}'}]
+    first = mastra.chunks("stream", {"messages": said, "clientTools": LOOK, **memory})
+    assert first[-1]["payload"]["stepResult"]["reason"] == "tool-calls"
+
+    call = next(chunk["payload"] for chunk in first if chunk["type"] == "tool-call")
+    invocation = {"state": "call", "toolCallId": call["toolCallId"], "toolName": "look", "args": call["args"]}
+    ours = {"role": "assistant", "parts": [{"type": "tool-invocation", "toolInvocation": invocation}]}
+    messages = [result_of(first, "seen")] if threaded else [*said, ours, result_of(first, "seen")]
+    rest = mastra.chunks("stream", {"messages": messages, "clientTools": LOOK, **memory})
+    assert text_of(rest).strip() == "The tool said seen"
+    assert rest[0]["runId"] != first[0]["runId"]
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+def test_generate_leaves_a_clients_tools_to_it(mastra: MastraCaller, threaded: bool) -> None:
+    body: Body = {"clientTools": LOOK} | ({"memory": {"thread": new_id()}} if threaded else {})
+    said = [{"role": "user", "content": 'calls add {"a": 1, "b": 1}; look {"at": 1}'}]
+    full = mastra.ask("generate", body | {"messages": said}).json()
+    assert full["finishReason"] == "tool-calls"
+    [call] = full["toolCalls"]
+    answered = [*full["response"]["messages"], result_of([call], "seen")]
+    full = mastra.ask("generate", body | {"messages": answered if threaded else [*said, *answered]}).json()
+    assert full["text"].strip() in {"The tool said seen", "The tool said 2 and seen"}
+
+
+def test_a_run_has_the_instructions_tools_and_output_that_are_asked_for(mastra: MastraCaller) -> None:
+    assert_refused(mastra.ask("generate", {"messages": "say hello", "activeTools": ["nothing"]}), 422)
+    _, chunks = mastra.begin("say hello", instructions="Be brief.", activeTools=["add"], toolChoice="none")
+    assert text_of(chunks).strip() == "hello"
+
+
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
