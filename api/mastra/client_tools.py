@@ -1,7 +1,8 @@
 """A run goes on with the results of the tools that its caller has executed.
 
 The caller sends its request again, with the same run id and a last message of role `tool`. That is no other run: the
-results are the answers to the calls for which the run waits. Sent once more, they are the same answers.
+results are the answers to the calls for which the run waits, each a `tool-result` in its log as in the stream that the
+client has put together by itself. Sent once more, they are the same answers.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from .problems import refuse
 
 
 async def go_on(backend: Backend, record: RunRecord, asked: Asked) -> int:
-    """Give a run the results of its calls; the cursor before the first chunk that tells of them.
+    """Give a run the results of its calls; the cursor after the chunks that tell them: the caller has its own of these.
 
     Raises:
         DurableError: as `Backend.decide` does; `RunConflict` when the run has not made these calls.
@@ -27,11 +28,10 @@ async def go_on(backend: Backend, record: RunRecord, asked: Asked) -> int:
     if differing:
         raise refuse(*((name, OTHER_TERMS) for name in differing))
     try:
-        return min(
-            [
-                await answered(backend, record, call, Answer(kind="resume", data=result))
-                for call, result in asked.results
-            ]
-        )
+        told = [
+            await answered(backend, record, call, Answer(kind="resume", data=result)) + 1
+            for call, result in asked.results
+        ]
     except UnknownCall:
         raise RunConflict("The run with this id was begun by another request, and does not wait for this.") from None
+    return max(told)

@@ -86,6 +86,7 @@ class Question(Wire):
         on_expiry: What happens when nobody answers in time.
         issues: What was wrong with the answer before.
         agent: The run's agent.
+        of_caller: Whether the run's caller executes the tool: the answer is the call's result.
     """
 
     tool_name: str
@@ -97,6 +98,7 @@ class Question(Wire):
     on_expiry: OnExpiry = "decline"
     issues: list[Issue] | None = None
     agent: str = ""
+    of_caller: bool = False
 
     def to_json(self) -> bytes:
         """The stored form."""

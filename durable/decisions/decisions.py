@@ -24,6 +24,8 @@ from durable.chunks import (
     ToolCallDecidedPayload,
     ToolOutputDenied,
     ToolOutputDeniedPayload,
+    ToolResult,
+    ToolResultPayload,
     encode_body,
 )
 from durable.decisions.answers import check_answer
@@ -400,6 +402,11 @@ def _chunk(call: Call, answer: Answer) -> Chunk:
         reason = {} if answer.reason is None else {"reason": answer.reason}
         approval = Approval(id=call.tool_call_id, approved=False, **reason, **actor)
         return ToolOutputDenied(payload=ToolOutputDeniedPayload(**names, args=call.question.args, approval=approval))
+    if answer.kind == "resume" and call.question.of_caller:
+        del names["question_id"]
+        return ToolResult(
+            payload=ToolResultPayload(**names, result=answer.data, is_error=False, provider_executed=False)
+        )
     edited = {} if answer.args is None else {"args": answer.args}
     return ToolCallDecided(payload=ToolCallDecidedPayload(**names, decision=answer.kind, **edited, **actor))
 

@@ -133,6 +133,13 @@ class CallRecord:
         """The log has the end of a call that was declined."""
         self._translator.recorded(tool_call_id)
 
+    def told(self, tool_call_id: str, round_: int, entry: bytes) -> None:
+        """Record what a call came to that the log has told already."""
+        self._translator.recorded(tool_call_id)
+        self.outcomes[tool_call_id] = round_, entry
+        self._writer.note(Note(field=ledger.key(self.step, tool_call_id, round_), value=entry))
+        self.advanced = True
+
     def failed(self, tool_call_id: str, round_: int, failure: ToolFailure, entry: bytes) -> None:
         """Record that a tool raised, or that nobody knows what it did."""
         self.code = failure.code

@@ -350,7 +350,11 @@ class RecordingToolset(WrapperToolset[Any]):
         if known is not None:
             return known
         outcome = ledger.Outcome(value=data)
-        self.record.ended(call.id, call.round, call.name, outcome, self._encode(call.name, outcome), None)
+        entry = self._encode(call.name, outcome)
+        if self.waits.is_callers(call.name):
+            self.record.told(call.id, call.round, entry)
+        else:
+            self.record.ended(call.id, call.round, call.name, outcome, entry, None)
         return outcome
 
     def _encode(self, name: str, outcome: ledger.Outcome) -> bytes:

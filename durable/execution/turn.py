@@ -191,6 +191,7 @@ class Turn:
             denied,
             self.record.outcomes,
             self._terms.left_to_caller,
+            self._terms.brought,
         )
         progress = start.progress
         self.delegation = delegation(self.waits, progress.told if progress else ())

@@ -59,9 +59,10 @@ class Waits:
         entries: The run's ledger.
         seen: How many answers the run had had before the ledger was read.
         answers: Those that there are by now, and the way to give one.
-        denied: Told of a call that was declined: the log has its end.
+        denied: Told of a call that was declined, or made by the caller: the log has its end.
         outcomes: What calls of the step have come to in this attempt.
         to_caller: The tools whose calls nobody waits for: the caller makes them when the run has ended.
+        brought: The tools that the caller executes.
 
     Attributes:
         seen: How many answers this attempt knows of, at least.
@@ -80,8 +81,10 @@ class Waits:
         denied: Callable[[str], None],
         outcomes: Mapping[str, tuple[int, bytes]],
         to_caller: Collection[str] = (),
+        brought: Collection[str] = (),
     ) -> None:
         self._to_caller = to_caller
+        self._brought = brought
         self.left: set[str] = set()
         self._denied = denied
         self.seen = seen
@@ -317,6 +320,7 @@ class Waits:
             on_expiry=suspension.on_expiry,
             issues=suspension.issues,
             agent=self._agent,
+            of_caller=self.is_callers(name),
         )
         waiting = Waiting(call_id, self._step, round_, question.to_json(), suspension.expires_in)
         field, entry = ledger.key(self._step, call_id, round_), ledger.encode(outcome)
@@ -357,7 +361,7 @@ class Waits:
                 continue
             else:
                 self._put(results, call.tool_call_id, answer, approval=call.tool_call_id in approvals)
-            if declined:
+            if declined or self.is_callers(call.tool_name):
                 self._denied(call.tool_call_id)
         mine = len(requests.approvals) + len(requests.calls)
         if self.unresolved and mine == self._deferred and not (results.approvals or results.calls):
@@ -399,6 +403,10 @@ class Waits:
         if tool in self._to_caller:
             self.left.add(call_id)
             raise CallDeferred
+
+    def is_callers(self, tool: str) -> bool:
+        """Whether the caller executes this tool: who answers its calls tells their results, too."""
+        return tool in self._brought
 
     def _leave_open(self, seen: int) -> None:
         """A call of this step waits, as far as the first `seen` answers tell."""
