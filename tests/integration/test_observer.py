@@ -15,7 +15,10 @@ from redis.exceptions import ConnectionError as Disconnected
 from durable import observer
 from durable.dev.redis_server import PrivateRedis
 from durable.errors import InvalidRequest, RunExpired, StoreUnavailable, UnknownRun
-from durable.observer import LONGEST_QUEUE, Hub
+from durable.leases import suspend
+from durable.observer import LONGEST_QUEUE, SUSPENDED, Hub
+from durable.runs import RunRecord
+from durable.views import RunStatus
 from durable.writer import RunWriter
 from tests.conftest import eventually
 from tests.workbench import Workbench, completed, delta, finish, on
@@ -570,3 +573,36 @@ async def test_a_message_that_cannot_be_read_costs_no_reader_its_ear(own_redis: 
             await heard(bench, writer, 1)
         await end(writer)
         assert await reader == await bench.wire(run_id)
+
+
+def is_suspended(record: RunRecord) -> bool:
+    return record.status is RunStatus.SUSPENDED
+
+
+async def test_a_reader_may_end_where_the_run_waits_and_not_before_it_has_all(bench: Workbench) -> None:
+    writer = await bench.writer()
+    run_id = writer.lease.run_id
+    await write(writer, 1)
+    seen: list[int] = []
+    async with aclosing(bench.observer.pages(run_id, pauses=is_suspended)) as pages:
+        seen += [entry.last for entry in await anext(pages)]
+        assert await suspend(bench.store, writer.lease, 0, {"reason": "decision"}, [delta("last")]) == "suspended"
+        async with asyncio.timeout(20):
+            seen += [entry.last async for page in pages for entry in page]
+    assert seen == [1, 2]
+    async with aclosing(bench.observer.pages(run_id, 2, pauses=is_suspended)) as pages:
+        assert [page async for page in pages] == []
+
+
+async def test_a_reader_that_did_not_hear_that_the_run_waits_finds_out(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = await bench.writer()
+    await write(writer, 1)
+    deliver = Hub._deliver
+    monkeypatch.setattr(Hub, "_deliver", lambda self, channel, data: data == SUSPENDED or deliver(self, channel, data))
+    async with aclosing(bench.observer.pages(writer.lease.run_id, silence=0.05, pauses=is_suspended)) as pages:
+        await anext(pages)
+        assert await suspend(bench.store, writer.lease, 0, {"reason": "decision"}) == "suspended"
+        async with asyncio.timeout(20):
+            assert [page async for page in pages if page] == []
