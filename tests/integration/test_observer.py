@@ -579,19 +579,34 @@ def is_suspended(record: RunRecord) -> bool:
     return record.status is RunStatus.SUSPENDED
 
 
+async def rest_of(bench: Workbench, run_id: str, **how: Any) -> list[int]:
+    """The last seqs of the entries that a reader sees who may end where the run waits."""
+    async with aclosing(bench.observer.pages(run_id, pauses=is_suspended, **how)) as pages:
+        return [entry.last async for page in pages for entry in page]
+
+
 async def test_a_reader_may_end_where_the_run_waits_and_not_before_it_has_all(bench: Workbench) -> None:
     writer = await bench.writer()
     run_id = writer.lease.run_id
     await write(writer, 1)
-    seen: list[int] = []
-    async with aclosing(bench.observer.pages(run_id, pauses=is_suspended)) as pages:
-        seen += [entry.last for entry in await anext(pages)]
-        assert await suspend(bench.store, writer.lease, 0, {"reason": "decision"}, [delta("last")]) == "suspended"
-        async with asyncio.timeout(20):
-            seen += [entry.last async for page in pages for entry in page]
-    assert seen == [1, 2]
-    async with aclosing(bench.observer.pages(run_id, 2, pauses=is_suspended)) as pages:
-        assert [page async for page in pages] == []
+    reader = asyncio.ensure_future(rest_of(bench, run_id))
+    await followed(bench, run_id)
+    await waiting(bench, run_id, reader)
+    assert await suspend(bench.store, writer.lease, 0, {"reason": "decision"}, [delta("last")]) == "suspended"
+    async with asyncio.timeout(20):
+        assert await reader == [1, 2]
+    assert await rest_of(bench, run_id, after=2) == []
+
+
+async def test_a_reader_hears_that_the_run_waits_where_no_chunk_tells_it(bench: Workbench) -> None:
+    writer = await bench.writer()
+    await write(writer, 1)
+    reader = asyncio.ensure_future(rest_of(bench, writer.lease.run_id))
+    await followed(bench, writer.lease.run_id)
+    await waiting(bench, writer.lease.run_id, reader)
+    assert await suspend(bench.store, writer.lease, 0, {"reason": "decision"}) == "suspended"
+    async with asyncio.timeout(20):
+        assert await reader == [1]
 
 
 async def test_a_reader_that_did_not_hear_that_the_run_waits_finds_out(
@@ -601,8 +616,9 @@ async def test_a_reader_that_did_not_hear_that_the_run_waits_finds_out(
     await write(writer, 1)
     deliver = Hub._deliver
     monkeypatch.setattr(Hub, "_deliver", lambda self, channel, data: data == SUSPENDED or deliver(self, channel, data))
-    async with aclosing(bench.observer.pages(writer.lease.run_id, silence=0.05, pauses=is_suspended)) as pages:
-        await anext(pages)
-        assert await suspend(bench.store, writer.lease, 0, {"reason": "decision"}) == "suspended"
-        async with asyncio.timeout(20):
-            assert [page async for page in pages if page] == []
+    reader = asyncio.ensure_future(rest_of(bench, writer.lease.run_id, silence=0.5))
+    await followed(bench, writer.lease.run_id)
+    await waiting(bench, writer.lease.run_id, reader)
+    assert await suspend(bench.store, writer.lease, 0, {"reason": "decision"}) == "suspended"
+    async with asyncio.timeout(20):
+        assert await reader == [1]
