@@ -160,6 +160,21 @@ class RaiseBody(Raise):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"maxTokens": 40_000, "actor": "ada"}]})
 
 
+class MessageBody(Wire):
+    """What the model is told before its next request."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"content": "In Basel, not in Bern.", "messageId": "m-7", "actor": "ada"}]},
+    )
+
+    content: Annotated[str | list[Any], Field(description="Text, or Pydantic AI user content.")]
+    message_id: Annotated[
+        str | None, Field(description="An own id for it, which makes it safe to repeat: as a run id.")
+    ] = None
+    actor: Actor = None
+
+
 class CancelBody(Wire):
     """Why a run is cancelled, and by whom."""
 

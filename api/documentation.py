@@ -64,6 +64,7 @@ RUN: Final[dict[str, Any]] = {
 }
 _BEGUN: Final = {"agent", "runId", "createdAt", "metadata", "links"}
 NEW_RUN: Final = {**{k: v for k, v in RUN.items() if k in _BEGUN}, "status": "queued", "attempt": 0, "lastSeq": 0}
+RUN_UNDER_WAY: Final = {**NEW_RUN, "status": "running", "attempt": 1, "lastSeq": 12, "startedAt": RUN["startedAt"]}
 RUNS: Final = {"runs": [{k: v for k, v in RUN.items() if k != "output"}], "next": "1795507200000.1"}
 _CALL: Final = {
     "toolCallId": "call_8Zk2",

@@ -16,9 +16,9 @@ from durable.journal import Entry, read, read_cursor
 from durable.runs import NewRun, RunRecord, check_include, check_policy, check_thread_id
 from durable.views import ChunkPage, RunPage, RunStatus, RunView
 
-from .bodies import LONGEST_IDLE_MS, CancelBody, Idle, SubmitBody, seconds_of
+from .bodies import LONGEST_IDLE_MS, CancelBody, Idle, MessageBody, SubmitBody, seconds_of
 from .dependencies import TheBackend
-from .documentation import CHUNKS_RESPONSES, NEW_RUN, RUN, RUNS, errors, example, known
+from .documentation import CHUNKS_RESPONSES, NEW_RUN, RUN, RUN_UNDER_WAY, RUNS, errors, example, known
 from .links import linked
 from .sse import event_stream, tree_stream
 
@@ -130,6 +130,22 @@ async def cancel_run(run_id: str, backend: TheBackend, body: CancelBody | None =
     await backend.runs.get(run_id)
     requested = await backend.cancel(run_id, reason=body.reason, actor=body.actor)
     return as_json(await look(backend, run_id), 202 if requested else 200)
+
+
+@router.post(
+    "/runs/{run_id}/messages",
+    status_code=202,
+    response_model=RunView,
+    summary="Tell the model something while its run is under way",
+    responses=example(202, RUN_UNDER_WAY)
+    | known("The same message was sent before; this is its run.", RunView)
+    | errors(400, 404, 409, 410, 413, 503),
+)
+async def send_message(run_id: str, body: MessageBody, backend: TheBackend) -> Response:
+    """The model is told before its next request; if it was about to end, it goes on. One whose calls wait for an
+    answer is told when it goes on. A run that fails, is cancelled or reaches a limit ends all the same."""
+    told = await backend.send(run_id, body.content, message_id=body.message_id, actor=body.actor)
+    return as_json(await look(backend, run_id), 202 if told else 200)
 
 
 @router.post(

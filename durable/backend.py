@@ -10,12 +10,14 @@ from durable.background.descent import Descent
 from durable.background.feed import Feed
 from durable.background.tasks import Tasks
 from durable.budgets import Budgets, Raise
+from durable.chunks.base import Json
 from durable.decisions import Answer, Decisions, with_calls
 from durable.definition import AgentDefinition
 from durable.diagnosis import views
 from durable.dispatch import CeleryDispatcher, Dispatcher, InProcessDispatcher
 from durable.errors import AlreadyDecided, RunExpired, ThreadBusy, UnknownCall, UnknownRun
 from durable.execution import Engine
+from durable.messages import Messages
 from durable.observer import Hub, Observer
 from durable.runs import TASK, NewRun, RunRecord, Runs
 from durable.settings import Settings
@@ -62,6 +64,7 @@ class Backend:
         self.trees = TreeObserver(store, self.runs, self.hub)
         self.decisions = Decisions(store, self.runs)
         self.budgets = Budgets(store, self.runs)
+        self.messages = Messages(store, self.runs)
         self.announcements = Announcements(store)
         self._descent = Descent(store, self.decisions)
         self.tasks = Tasks(store, self.runs, self.announcements, self.decisions)
@@ -218,6 +221,19 @@ class Backend:
         record = await self.budgets.raise_(run_id, wanted)
         if record is not None:
             await self.dispatch(record)
+
+    async def send(
+        self, run_id: str, content: Json, *, message_id: str | None = None, actor: str | None = None
+    ) -> bool:
+        """Tell the model of a run something, before its next request. False when this was done before.
+
+        Raises:
+            InvalidRequest, UnknownRun, RunExpired, RunConflict, RunEnded, StoreUnavailable: see `Messages.send`.
+        """
+        told, record = await self.messages.send(run_id, content, message_id=message_id, actor=actor)
+        if record is not None:
+            await self.dispatch(record)
+        return told
 
     async def views(self, records: Sequence[RunRecord]) -> list[RunView]:
         """Runs as callers see them: one that waits for somebody to serve its agent, or for a place, says so, and each

@@ -44,7 +44,8 @@ class Progress:
         tools: The tools that the model was given at first: of any other it is told in the conversation. None before
             any request.
         enqueued: Messages that wait to be told to the model, as JSON.
-        told: The background tasks whose results the model was told of, by the names of their calls in the ledger.
+        told: The background tasks whose results the model was told of, by the names of their calls in the ledger; and
+            the messages that it was told.
         first: The seq of the chunk that began the response.
         seq: The log's last seq when the response was complete.
     """

@@ -79,6 +79,21 @@ def prompt_to_json(prompt: Prompt) -> Json:
         raise InvalidRequest("A prompt is a text or a list of user content.") from error
 
 
+def read_prompt(value: Json) -> Prompt:
+    """A prompt from its JSON.
+
+    Raises:
+        InvalidRequest: It is no text and no user content, or empty.
+    """
+    try:
+        prompt: Prompt = _PROMPT.validate_python(value)
+    except ValidationError as error:
+        raise InvalidRequest("The content is a text or a list of user content.", field="content") from error
+    if not prompt or (isinstance(prompt, str) and not prompt.strip()):
+        raise InvalidRequest("The content is empty.", field="content")
+    return prompt
+
+
 def messages_to_json(messages: Sequence[ModelMessage]) -> list[Json]:
     """Pydantic AI messages as JSON."""
     value: list[Json] = ModelMessagesTypeAdapter.dump_python(list(messages), mode="json")

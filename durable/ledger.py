@@ -26,6 +26,8 @@ STARTED: Final = b'{"kind":"started"}'
 AGAIN: Final = b'{"kind":"again"}'
 """A call that raised, and is to be made again as if it had never been started."""
 
+_MESSAGE: Final = "durable-message-"
+
 _RETURN: TypeAdapter[Any] = TypeAdapter(ToolReturn)
 # As Pydantic AI shows bytes to the model.
 _CONTENT: TypeAdapter[Any] = TypeAdapter(
@@ -139,6 +141,26 @@ def judgement(name: str) -> str:
 def is_judgement(field: str) -> bool:
     """Whether a name in the ledger is that of a verdict on the run."""
     return field.partition(":")[2].startswith(judgement(""))
+
+
+def message_key(number: int, message_id: str) -> str:
+    """The name of a message that somebody has left for the run's model, as of an answer.
+
+    Args:
+        number: Messages are told in this order.
+        message_id: Its sender's name for it.
+    """
+    return answer_key(0, f"{_MESSAGE}{message_id}", number)
+
+
+def is_message(field: str) -> bool:
+    """Whether a name in the ledger is that of a message for the model."""
+    return is_answer(field) and field.partition(":")[2].startswith(_MESSAGE)
+
+
+def message_id(field: str) -> str:
+    """Its sender's name for the message that has this name."""
+    return field.partition(":")[2].removeprefix(_MESSAGE)
 
 
 def order(field: str) -> tuple[int, int]:

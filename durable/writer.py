@@ -29,7 +29,7 @@ OBJECT: Final = "object"
 LARGEST_BATCH: Final = 500
 """Chunks in one entry, at most."""
 LARGEST_BATCH_BYTES: Final = 1_048_576
-REFUSALS: Final = frozenset({"cancel", "open"})
+REFUSALS: Final = frozenset({"cancel", "open", "unheard"})
 """Why a run does not end as its writer wants it to; the writer goes on."""
 
 
@@ -136,12 +136,13 @@ class Note:
 @dataclass(frozen=True)
 class Ending:
     """The end of a run: its terminal status, its last checkpoint entry, and fields of its record. `closed` says that no
-    call of it may be open, or it does not end."""
+    call of it may be open, or it does not end; `heard` that its model may have no more messages than so many."""
 
     status: str
     checkpoint: bytes
     fields: dict[str, bytes | str]
     closed: bool = False
+    heard: int | None = None
 
 
 @dataclass(eq=False)
@@ -267,7 +268,7 @@ class RunWriter:
 
     async def finish(self, ending: Ending, *chunks: Chunk) -> str:
         """Write the last chunks and end the run, in one step. Returns `written`, or `seen`; `cancel` when a cancel came
-        before; `open` when a call is, and none may be.
+        before; `open` when a call is, and none may be; `unheard` when somebody has told the model something since.
 
         Raises:
             LeaseLost: The run has another owner.
@@ -303,6 +304,7 @@ class RunWriter:
         names += [keys.request(run_id), keys.tombstone(run_id), keys.leases]
         args += [batch.ending.checkpoint, run_id, batch.ending.status, keys.status_indexes]
         args += [self._sender.settings.tombstone_seconds, "1" if batch.ending.closed else "0"]
+        args.append("" if batch.ending.heard is None else batch.ending.heard)
         for item in batch.ending.fields.items():
             args += item
         return FINISH, names, args

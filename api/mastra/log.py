@@ -14,9 +14,8 @@ import orjson
 
 from durable.backend import Backend
 from durable.errors import UnknownRun
-from durable.execution.waits import BACKGROUND
 from durable.journal import Entry, blocks_of
-from durable.runs import RunRecord
+from durable.runs import BACKGROUND, RunRecord
 from durable.views import RunStatus
 
 from .framing import DONE, HEARTBEAT_SECONDS

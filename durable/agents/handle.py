@@ -15,6 +15,7 @@ from durable.budgets import read_raise
 from durable.checkpoint import decode_messages
 from durable.chunks import Chunk, Usage
 from durable.chunks.base import Json
+from durable.conversation import Prompt, prompt_to_json
 from durable.decisions import Answer
 from durable.errors import RunCancelled, RunFailed, StoreUnavailable
 from durable.files import RunFile
@@ -198,6 +199,25 @@ class RunHandle:
         raises."""
         answer = Answer(kind="resume", data=data, actor=actor)
         await self._backend.decide(self.run_id, tool_call_id, answer, question=question)
+
+    async def send(self, content: Prompt, *, message_id: str | None = None, actor: str | None = None) -> bool:
+        """Tell the model something before its next request; one that is about to end goes on. False when this was done
+        before.
+
+        Args:
+            content: Text, or Pydantic AI user content.
+            message_id: An own id for it: the same message with the same id is told once.
+            actor: Who says so, for the log.
+
+        Raises:
+            InvalidRequest: The content or an id is none.
+            RunConflict: The id was used for another message.
+            RunEnded: The run has ended, or was told to.
+            UnknownRun, RunExpired: There is no such run.
+            StoreUnavailable: Redis does not answer.
+        """
+        said = prompt_to_json(content)
+        return await self._backend.send(self.run_id, said, message_id=message_id, actor=actor)
 
     async def raise_budget(
         self, *, max_tokens: int | None = None, max_seconds: float | None = None, actor: str | None = None

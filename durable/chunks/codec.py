@@ -28,6 +28,7 @@ from durable.chunks.lifecycle import (
     Start,
     StepFinish,
     StepStart,
+    UserMessage,
     Watch,
 )
 from durable.chunks.output import (
@@ -76,7 +77,7 @@ _KNOWN = (
     | Source | File | Raw
     | ObjectChunk | ObjectResult
     | Watch
-    | TripwireChunk | IsTaskComplete | GoalChunk
+    | TripwireChunk | IsTaskComplete | GoalChunk | UserMessage
     | BackgroundTaskStarted | BackgroundTaskRunning | BackgroundTaskProgress | BackgroundTaskOutput
     | BackgroundTaskCompleted | BackgroundTaskFailed | BackgroundTaskCancelled
     | BackgroundTaskSuspended | BackgroundTaskResumed

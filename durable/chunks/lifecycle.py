@@ -146,6 +146,21 @@ class Watch(Chunk):
     payload: WatchPayload
 
 
+class UserMessagePayload(Wire):
+    """`content` is a text, or Pydantic AI user content; `messageId` is its sender's name for it."""
+
+    message_id: str
+    content: Json
+    actor: str | None = None
+
+
+class UserMessage(Chunk):
+    """The model is told, with its next request, what somebody has sent since the run began."""
+
+    type: Literal["user-message"] = "user-message"
+    payload: UserMessagePayload
+
+
 class BudgetReachedPayload(Wire):
     """Which budget, how much it was, and how much the run has used: tokens, or seconds."""
 

@@ -398,6 +398,28 @@ class Client(TaskRequests):
         response = await self._server.send("GET", file_path(run_id, file_id))
         return RunFile(file_id, response.headers.get("content-type", UNKNOWN_TYPE), response.content)
 
+    async def send(
+        self, run_id: str, content: str | Sequence[Json], *, message_id: str | None = None, actor: str | None = None
+    ) -> RunView:
+        """Tell the model of a run something before its next request; one that is about to end goes on.
+
+        Args:
+            run_id: The run.
+            content: Text, or Pydantic AI user content as JSON.
+            message_id: An own id for it; made up if need be, so that it is told once however often it is sent.
+            actor: Who says so, for the log.
+
+        Raises:
+            InvalidRequest: The content or an id is none.
+            RunConflict: The id was used for another message.
+            RunEnded: The run has ended, or was told to.
+            UnknownRun: There is none.
+            RunExpired: Its retention has passed.
+        """
+        said = content if isinstance(content, str) else list(content)
+        body = given({"content": said, "messageId": message_id or secrets.token_hex(16), "actor": actor})
+        return await self._server.ask("POST", f"{run_path(run_id)}/messages", RunView, body=body, backoff=self._retry)
+
     async def cancel(self, run_id: str, reason: str | None = None) -> RunView:
         """End a run. It is cancelled soon, not at once: `wait` for it if that matters.
 

@@ -1,6 +1,6 @@
 """Answers from outside to tool calls that wait: who may be asked, what was answered, and that it is answered once."""
 
-from durable.decisions.answers import DEADLINE, HANDLER, LARGEST_ANSWER, LONGEST_ACTOR, LONGEST_REASON, RUN
+from durable.decisions.answers import DEADLINE, HANDLER, LARGEST_ANSWER, LONGEST_ACTOR, LONGEST_REASON, RUN, check_said
 from durable.decisions.calls import (
     RECENT_ANSWERS,
     Answer,
@@ -27,6 +27,7 @@ __all__ = [
     "Question",
     "RECENT_ANSWERS",
     "RUN",
+    "check_said",
     "RunAnswers",
     "question_id",
     "read_answers",

@@ -39,15 +39,7 @@ async def check_answer(asked: Question, answer: Answer) -> None:
     verbs = verbs_of(asked.kind)
     if answer.kind not in verbs:
         raise InvalidRequest(f"This call can be answered by: {', '.join(verbs)}.")
-    if len(answer.actor or "") > LONGEST_ACTOR or len(answer.reason or "") > LONGEST_REASON:
-        raise InvalidRequest(f"A reason has {LONGEST_REASON} characters, at most, and an actor {LONGEST_ACTOR}.")
-    if answer.actor in {DEADLINE, HANDLER, RUN}:
-        raise InvalidRequest("This actor stands for nobody's answer.", field="actor")
-    with as_json():
-        orjson.dumps([answer.args, answer.data])  # what comes over the wire has integers of 64 bits, at most
-        stored = answer.to_json()
-    if len(stored) > LARGEST_ANSWER:
-        raise RequestTooLarge(f"An answer has {LARGEST_ANSWER} bytes, at most.")
+    stored = check_said(answer)
     # What is stored is looked at: it may differ from what was given, as a number that JSON does not have.
     values = exact_json.loads(stored)
     if answer.kind == "approve" and answer.args is not None:
@@ -60,6 +52,25 @@ async def check_answer(asked: Question, answer: Answer) -> None:
         await asyncio.to_thread(_fits, *checked)
     else:
         _fits(*checked)
+
+
+def check_said(answer: Answer) -> bytes:
+    """Refuse what can't be kept of what somebody says. Returns its stored form.
+
+    Raises:
+        InvalidRequest: It can't be stored as JSON, or who says so is nobody.
+        RequestTooLarge: It is larger than `LARGEST_ANSWER`.
+    """
+    if len(answer.actor or "") > LONGEST_ACTOR or len(answer.reason or "") > LONGEST_REASON:
+        raise InvalidRequest(f"A reason has {LONGEST_REASON} characters, at most, and an actor {LONGEST_ACTOR}.")
+    if answer.actor in {DEADLINE, HANDLER, RUN}:
+        raise InvalidRequest("This actor stands for nobody's answer.", field="actor")
+    with as_json():
+        orjson.dumps([answer.args, answer.data])  # what comes over the wire has integers of 64 bits, at most
+        stored = answer.to_json()
+    if len(stored) > LARGEST_ANSWER:
+        raise RequestTooLarge(f"An answer has {LARGEST_ANSWER} bytes, at most.")
+    return stored
 
 
 def _fits(value: Json, schema: dict[str, Json], name: str) -> None:

@@ -23,7 +23,7 @@ from durable.store import text
 from durable.suspension import Kind, OnExpiry
 from durable.views import DecisionView, InboxCall, PendingCall
 
-Verb = Literal["approve", "decline", "resume", "fail", "outcome"]
+Verb = Literal["approve", "decline", "resume", "fail", "outcome", "message"]
 _VERBS: Final[dict[str, tuple[Verb, ...]]] = {
     "approval": ("approve", "decline"),
     "resume": ("resume", "decline"),
@@ -41,7 +41,7 @@ class Answer(Wire):
     Attributes:
         kind: `approve` and `decline` a call that waits for approval; `resume` gives a call the data that it waits for,
             or is the result of one that is executed outside. `fail` is what a deadline may do; `outcome` is what a
-            background task came to.
+            background task came to. `message` answers nothing: its `data` is what somebody tells the model.
         args: With `approve`: arguments to use in place of the model's.
         reason: With `decline`: why, for the model.
         data: With `resume`.

@@ -448,6 +448,8 @@ class Attempt:
             if verdict == "open":
                 await self._turn.leftovers.close()
                 verdict = await self._writer.finish(replace(ending, closed=False), *chunks)
+            if verdict == "unheard":
+                return Outcome.HANDED_BACK  # the next attempt goes on from the response that is there
             if verdict != "cancel":
                 return Outcome(ending.status)
             cancelled, chunks = self._endings.cancelled(await self._asked())

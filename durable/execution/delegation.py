@@ -2,7 +2,7 @@
 
 A call that is awaited waits as one that is executed elsewhere does. One that is deferred has a placeholder for its
 result; what it comes to is told to the model before its next request, once: which results the model was told is part of
-the checkpoint.
+the checkpoint. So is what somebody tells the model while the run is under way.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from pydantic_ai.usage import RunUsage
 
 from durable import exact_json, ledger
 from durable.background.dispositions import disposition_of, limits_of, placeholder, task_id
-from durable.chunks import Chunk, ErrorInfo, ToolError, ToolErrorPayload
+from durable.chunks import Chunk, ErrorInfo, ToolError, ToolErrorPayload, UserMessage, UserMessagePayload
 from durable.chunks.base import Json
+from durable.conversation import read_prompt
 from durable.decisions import Answer
 from durable.definition import AgentDefinition, default_queue
 from durable.errors import RunConflict, RunExpired, StoreUnavailable
@@ -51,7 +52,8 @@ class Delegation:
         writer: Writes to its log, under the attempt's lease.
         entries: Its ledger.
         waits: Knows what its tasks have come to.
-        told: The tasks whose results the model was told of, by the names of their calls in the ledger.
+        told: The tasks whose results the model was told of, and the messages that it was told, by their names in the
+            ledger.
         submit: Creates a run, and wakes somebody who executes it.
         probe: Passed at each point.
         read_idling: Tells for how long the run waits for its tasks, by what was said since it was submitted, and
@@ -177,8 +179,13 @@ class Delegation:
         """The deferred tasks that have not ended, as far as is known."""
         return [task.id for field, task in self._deferred.items() if self._answer(field) is None]
 
+    @property
+    def heard(self) -> int:
+        """How many messages the model was told."""
+        return sum(map(ledger.is_message, self.told))
+
     def news(self, usage: RunUsage) -> list[UserPromptPart]:
-        """What the model has not been told of its tasks; counts as told from now on.
+        """What the model has not been told of its tasks, and by whoever has sent messages; counts as told from now on.
 
         Args:
             usage: Of the run: what the tasks used is added to it.
@@ -193,14 +200,16 @@ class Delegation:
                 usage.incr(_USAGE.validate_python(aside["usage"]))
             parts.append(self._tell(field, task, outcome))
             self.told.append(field)
-        return parts
+        return parts + [self._pass_on(field, message) for field, message in self._unheard()]
 
     async def go_on(self, usage: RunUsage) -> ModelRequest | None:
-        """The model is done. What it is told of its tasks; None when the run may end.
+        """The model is done. What it is told of its tasks, or by somebody; None when the run may end.
 
         Raises:
             RunSuspended: The run is to wait for them.
         """
+        if self._unheard():
+            return ModelRequest(parts=self.news(usage))
         if not self._deferred:
             return None
         idled_out = False
@@ -217,6 +226,21 @@ class Delegation:
             self._waits.judge()
             raise RunSuspended(BACKGROUND, turn_ended=True)
         return None
+
+    def _unheard(self) -> list[tuple[str, Answer]]:
+        """The messages that the model was not told, as far as they are known."""
+        return [(field, message) for field, message in self._waits.messages() if field not in self.told]
+
+    def _pass_on(self, field: str, message: Answer) -> UserPromptPart:
+        """Tell what somebody has sent. The log has it once, also where the request is made again."""
+        self.told.append(field)
+        told = ledger.key(0, field.partition(":")[2], ledger.order(field)[1])
+        if told not in self._entries:
+            self._entries[told] = entry = ledger.encode(ledger.Outcome())
+            actor = {} if message.actor is None else {"actor": message.actor}
+            payload = UserMessagePayload(message_id=ledger.message_id(field), content=message.data, **actor)
+            self._writer.write(UserMessage(payload=payload), Note(field=told, value=entry, progress=False))
+        return UserPromptPart(content=read_prompt(message.data))
 
     def _answer(self, field: str) -> Answer | None:
         return self._waits.at(ledger.answer_to(field))

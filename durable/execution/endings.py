@@ -93,7 +93,7 @@ class Endings:
         if self._parent is not None and len(ledger.encode(outcome)) > self._turn.record.max_result_bytes:
             return self.failed(self._too_much())
         fields.update(self._report(outcome))
-        return self._ending(RunStatus.COMPLETED, fields), [*told, finish.model_copy(update={"final": True})]
+        return self._ending(RunStatus.COMPLETED, fields, end.heard), [*told, finish.model_copy(update={"final": True})]
 
     def failed(self, error: ErrorInfo, outcome: ledger.Outcome | None = None) -> tuple[Ending, list[Chunk]]:
         """It has failed; of a background task, `outcome` is what the model is told of that."""
@@ -145,7 +145,7 @@ class Endings:
         finish = self._turn.translator.finish(reason=reason, usage=self._turn.usage, text="")
         return finish.model_copy(update={"final": True})
 
-    def _ending(self, status: RunStatus, fields: dict[str, Any]) -> Ending:
+    def _ending(self, status: RunStatus, fields: dict[str, Any], heard: int | None = None) -> Ending:
         usage = usage_of(self._turn.usage).model_dump_json(by_alias=True, exclude_none=True)
         try:
             messages = self._turn.stored.encode_end(self._turn.messages)
@@ -153,4 +153,4 @@ class Endings:
             log.warning("run %s: its last messages can't be stored: %s", self._run_id, type(error).__name__)
             messages = b""
         fields = {"usage": usage, **fields, **self.said(whole=status is not RunStatus.FAILED)}
-        return Ending(status, messages, fields, closed=status is RunStatus.COMPLETED)
+        return Ending(status, messages, fields, closed=status is RunStatus.COMPLETED, heard=heard)

@@ -57,7 +57,7 @@ class StartPoint:
         return cls(
             conversation,
             checkpoint.decode(conversation.history, entries, seq) if call is None else _called(record.run_id, call),
-            await runs.ledger(record.run_id) if entries or record.last_seq else {},
+            await runs.ledger(record.run_id) if entries or record.last_seq or record.decisions else {},
             await Tail.read(store, record.run_id, seq, record.last_seq) if record.last_seq > seq else Tail(),
             record.decisions,
             record.taken_from if len(entries) == record.taken else None,

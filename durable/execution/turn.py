@@ -100,6 +100,7 @@ class TurnEnd:
         budget: The budget that came first, if one did.
         tripped: The guardrail that has stopped it.
         reason: How it ended, if that was not by the model alone.
+        heard: How many messages the model was told, if one more would make it go on.
     """
 
     output: Any
@@ -107,6 +108,7 @@ class TurnEnd:
     budget: BudgetReachedPayload | None = None
     tripped: Tripped | None = None
     reason: str | None = None
+    heard: int | None = None
 
 
 class Turn:
@@ -175,6 +177,7 @@ class Turn:
         self._settled: list[ModelRequestPart] = []
         self._asides = Asides()
         self._tee = Tee(self._say) if "raw" in (request.include or ()) else None
+        self._done = False
         self._message_id = ""
         self._first = start.progress.first if start.progress else 0
         self._tail = start.tail
@@ -237,7 +240,8 @@ class Turn:
         withheld = self.translator.output_calls
         tripped = await judgement.release(self.record.step, output, self.messages, withheld, self._first)
         if tripped is None:
-            return replace(end, reason=end.reason or judgement.reason)
+            heard = self.delegation.heard if self._done else None
+            return replace(end, reason=end.reason or judgement.reason, heard=heard)
         self.translator.withhold()
         self.messages = _without_last_response(self.messages)
         return TurnEnd(MISSING, tripped=tripped)
@@ -318,13 +322,16 @@ class Turn:
 
     async def _go_on(self, judgement: Judgement, ctx: RunContext[Any], output: Any) -> ModelRequest | None:
         """The model is done. What it is told if the run is not; None when it is."""
-        if not (isinstance(output, DeferredToolRequests) or self.waits.unresolved):
+        waits = isinstance(output, DeferredToolRequests) or self.waits.unresolved
+        if not waits:
             if self.waits.waited:
                 await self.leftovers.close()
             news = await self.delegation.go_on(ctx.usage)
             if news is not None:
                 return news
-        return await judgement.go_on(ctx, self.record.step, output)
+        told = await judgement.go_on(ctx, self.record.step, output)
+        self._done = told is None and not waits
+        return told
 
     def turn_of_caller(self) -> list[Chunk]:
         """The chunks that end a turn after which the run waits for nothing but calls that its caller makes: who reads
@@ -344,6 +351,7 @@ class Turn:
     async def _ask_model(self, run: AgentRun[Any, Any], node: Any) -> Any:
         if self._restoration.completed is not None:
             return await self._restoration.give_completed(run, node)
+        self._add_news(node, run.usage)
         self._budget.begin_step()
         self.record.step += 1
         self._message_id, before = str(uuid4()), copy(run.usage)
@@ -396,9 +404,7 @@ class Turn:
         if not self._tail.step_finished:
             self._write(chunks)
         if following is not None and Agent.is_model_request_node(following):
-            following.request = replace(
-                following.request, parts=[*following.request.parts, *self.delegation.news(run.usage)]
-            )
+            self._add_news(following, run.usage)
         if not ended:
             self._boundary(advanced=self.record.advanced, ending=False)
         return following
@@ -422,6 +428,11 @@ class Turn:
             raise RunSuspended(waits.reason)
         ended = isinstance(following, End) and isinstance(following.data.output, DeferredToolRequests)
         return None if waits.left and ended else following
+
+    def _add_news(self, node: Any, usage: RunUsage) -> None:
+        """Tell the model, with a request, what it has not been told."""
+        if parts := self.delegation.news(usage):
+            node.request = replace(node.request, parts=[*node.request.parts, *parts])
 
     def _keep(self, progress: Progress, chunks: list[Chunk]) -> None:
         """Write a response's last chunks, and with the very last one its checkpoint."""

@@ -276,6 +276,11 @@ class Waits:
         """An answer, by its name in the ledger, if it is known."""
         return self._answers.get(name)
 
+    def messages(self) -> list[tuple[str, Answer]]:
+        """What somebody has told the model, by its name in the ledger and in order, as far as it is known."""
+        found = [(name, answer) for name, answer in self._answers.items() if ledger.is_message(name)]
+        return sorted(found, key=lambda item: (item[1].at or 0, ledger.order(item[0])))
+
     def judge(self) -> None:
         """What is known by now was found not to be enough: an answer that comes later was not used."""
         self._judged = self.seen

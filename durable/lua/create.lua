@@ -186,6 +186,9 @@ if KEYS[10] then
     if not (starts(value, '{"kind":"raised') or starts(value, '{"kind":"fail"') or left) then
       redis.call('HSET', KEYS[9], field, value)
     end
+    if string.find(field, '^0!%d+:durable%-message%-') then
+      redis.call('HINCRBY', run, 'messages', 1)
+    end
   end
   for answer, again in pairs(anew) do
     if again then

@@ -5,8 +5,9 @@
 -- KEYS 1 run  2 log  3 checkpoints  4 ledger  5 calls  6 pending  7 deadlines  8 request  9 tombstone  10 leases
 -- ARGV 1 channel  2 token  3 writer  4 batch number  5 count  6 bodies  7 checkpoint or ''  8 run id
 --      9 completed | failed | cancelled  10 prefix of the status indexes  11 tombstone seconds
---      12 '1' when no call may be open  13… field, value, … of the record
--- Returns {'written' | 'seen', first seq, last seq} | {'fenced'} | {'gap'} | {'cancel'} | {'open'}
+--      12 '1' when no call may be open  13 how many messages its model was told, if one more keeps it from ending, or ''
+--      14… field, value, … of the record
+-- Returns {'written' | 'seen', first seq, last seq} | {'fenced'} | {'gap'} | {'cancel'} | {'open'} | {'unheard'}
 
 -- Whether a call waits for an answer, or was given one and has not been made. A goal that was paused is no tool's call.
 local function any_open(ledger, calls)
@@ -44,7 +45,10 @@ end
 if ARGV[12] == '1' and redis.call('HEXISTS', run, 'asked') == 1 and any_open(KEYS[4], KEYS[5]) then
   return {'open'}
 end
-for i = 13, #ARGV, 2 do
+if ARGV[13] ~= '' and tonumber(redis.call('HGET', run, 'messages') or '0') > tonumber(ARGV[13]) then
+  return {'unheard'}
+end
+for i = 14, #ARGV, 2 do
   redis.call('HSET', run, ARGV[i], ARGV[i + 1])
 end
 watch(run, status)

@@ -544,7 +544,7 @@ def _of_parent(new: NewRun, run_id: str) -> dict[str, Any]:
         "disposition": parent.disposition,
         "retentionFailed": new.retention_failed,
         "limits": limits or None,
-        "nested": exact_json.dumps(names)[1:] + b"}" if new.nested else None,  # the end of each chunk: `lib.lua`
+        "nested": orjson.dumps(names)[1:] + b"}" if new.nested else None,  # the end of each chunk: `lib.lua`
         "onLimit": new.on_limit,
     }
 
