@@ -80,7 +80,8 @@ def _tools(definition: AgentDefinition) -> Iterable[ToolView]:
         if isinstance(toolset, FunctionToolset):
             for name, tool in toolset.tools.items():
                 schema: dict[str, Any] = tool.function_schema.json_schema
-                yield ToolView(name=name, description=tool.description, parameters=schema)
+                approval = True if tool.requires_approval else None
+                yield ToolView(name=name, description=tool.description, parameters=schema, requires_approval=approval)
 
 
 def _output_schema(definition: AgentDefinition) -> dict[str, Any] | None:

@@ -23,6 +23,7 @@ from durable.runs import TASK, NewRun, RunRecord, Runs
 from durable.settings import Settings
 from durable.store import Store
 from durable.sweeper import StandIn, Sweeper
+from durable.thread_feed import ThreadFeed
 from durable.trees.observer import TreeObserver
 from durable.views import RunView
 
@@ -69,6 +70,7 @@ class Backend:
         self._descent = Descent(store, self.decisions)
         self.tasks = Tasks(store, self.runs, self.announcements, self.decisions)
         self.feed = Feed(store, self.hub, self.tasks)
+        self.thread_feed = ThreadFeed(store, self.runs, self.hub, self.observer)
         self.engine: Engine | None = None
         self._celery = CeleryDispatcher(settings.celery_broker_url) if celery else None
         self._here: Dispatcher | None = None

@@ -37,6 +37,7 @@ class Keys:
     | `deadlines` | sorted set | when it is answered by itself -> run id and call |
     | `wakeups` | sorted set | when to dispatch again -> run id |
     | `woken` | list | runs that a script has woken, to be dispatched at once |
+    | `repeated:…` | string | a request without an id of its own, for a moment -> the id that it was given |
     | `limit:…` | set | tasks that are executed under a limit; `…:waiting` those that wait for a place |
     | `agents` | hash | name -> announced definition |
     | `workers` | sorted set | expiry -> live worker |
@@ -103,6 +104,10 @@ class Keys:
     def thread_queue(self, thread_id: str) -> str:
         return f"{self.thread(thread_id)}:queue"
 
+    def thread_channel(self, thread_id: str) -> str:
+        """The pub/sub channel that tells which runs of a thread were created."""
+        return f"{self.thread(thread_id)}:begun"
+
     @property
     def status_indexes(self) -> str:
         """What the names of the indexes by status start with."""
@@ -141,6 +146,10 @@ class Keys:
     def woken(self) -> str:
         """Runs that a script has woken, for whoever looks first to dispatch them."""
         return f"{self.prefix}:woken"
+
+    def repeated(self, digest: str) -> str:
+        """The name under which a request without an id of its own is known for a moment, to be known again."""
+        return f"{self.prefix}:repeated:{digest}"
 
     @property
     def expiries(self) -> str:

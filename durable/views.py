@@ -402,11 +402,12 @@ class Diagnosis(Wire):
 
 
 class ToolView(Wire):
-    """A tool of an agent. `parameters` is a JSON schema."""
+    """A tool of an agent. `parameters` is a JSON schema; `requires_approval` is told of one whose calls all need it."""
 
     name: str
     description: str | None = Field(None, exclude_if=_absent)
     parameters: dict[str, Any] | None = Field(None, exclude_if=_absent)
+    requires_approval: bool | None = Field(None, exclude_if=_absent)
 
 
 class AgentView(Wire):

@@ -10,9 +10,9 @@ from typing import Final
 from fastapi import FastAPI
 from starlette.datastructures import State
 
-from . import decisions, problems, refused, runs
+from . import agents, background, decisions, problems, refused, runs, signals, suspended, threads, tools
 
-MODULES: Final = (runs, decisions, refused)
+MODULES: Final = (agents, tools, runs, decisions, suspended, threads, signals, background, refused)
 """One for each subject. `refused` is the last: it answers what no other does."""
 
 

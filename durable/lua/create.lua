@@ -229,6 +229,9 @@ if thread then
     admit(thread, run, run_id)
   end
 end
+if thread then
+  redis.call('PUBLISH', thread .. ':begun', run_id)
+end
 if KEYS[7] ~= run then
   redis.call('SET', KEYS[7], hash .. ' ' .. run_id) -- expires with the run: `close`
 end

@@ -58,7 +58,7 @@ _OF_CANCEL = ("lastSeq", "usage", "cancelRequested", "parentRunId", "parentCall"
 _BRIEF = (
     "agent", "status", "reason", "token", "lastSeq", "createdAt", "startedAt", "finishedAt", "usage", "error",
     "tripwire", "metadata", "retryOf", "parentRunId", "threadId", "kind", "queue", "retention", "cancelRequested",
-    "notBefore", "asked", "maxTokens", "maxSeconds", "msUsed", "budget", "behind", "begat",
+    "resourceId", "notBefore", "asked", "maxTokens", "maxSeconds", "msUsed", "budget", "behind", "begat",
     "toolName", "parentCall", "disposition", "limits", "retriesUsed",
 )  # fmt: skip
 

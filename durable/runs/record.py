@@ -182,6 +182,11 @@ class RunRecord:
         return int(self._text("token"))
 
     @property
+    def created_ms(self) -> int:
+        """When it was created; ms since 1970."""
+        return int(self._text("createdAt"))
+
+    @property
     def checkpoint_seq(self) -> int:
         """The log's last seq at the newest checkpoint; 0 without one."""
         return int(self.fields.get("checkpointSeq", b"0"))
@@ -286,6 +291,11 @@ class RunRecord:
     @property
     def thread_id(self) -> str | None:
         return self._optional("threadId")
+
+    @property
+    def resource_id(self) -> str | None:
+        """Whose conversation its thread is."""
+        return self._optional("resourceId")
 
     @property
     def behind(self) -> bool:
