@@ -40,7 +40,8 @@ class ThreadFeed:
     async def pages(
         self, thread_id: str, *, resource_id: str | None = None, silence: float | None = None
     ) -> AsyncGenerator[list[Entry]]:
-        """What its runs say. Neighbouring entries of a page are of one run. Ends when the hub dismisses its readers.
+        """What its runs say. The first page is empty: nothing that is said after it is missed. A page is of one run. Ends
+        when the hub dismisses its readers.
 
         Args:
             thread_id: The thread. There need not be one yet.
@@ -59,6 +60,7 @@ class ThreadFeed:
             reading = _Reading(self._runs, self._hub, self._observer, thread_id, resource_id)
             try:
                 await reading.begin(notices)
+                yield []
                 async for page in reading.pages(silence):
                     yield page
             finally:

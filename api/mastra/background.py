@@ -17,7 +17,7 @@ from durable.views import TaskStatus, TaskView
 
 from ..dependencies import TheBackend
 from .agents import as_json
-from .framing import HEARTBEAT_SECONDS, block, stream
+from .framing import HEARTBEAT_SECONDS, block, listening
 from .pages import Page, PerPage, moment, paged
 from .problems import Refused
 
@@ -85,7 +85,7 @@ async def stream_tasks(
     task_id: Annotated[Id, Query(alias="taskId")] = "",
 ) -> Response:
     """Those that are being executed, and from then on what becomes of tasks; without an end."""
-    return stream(_news(backend, agent_id, run_id, thread_id, resource_id, task_id))
+    return await listening(_news(backend, agent_id, run_id, thread_id, resource_id, task_id))
 
 
 @router.get("/{task_id}")
@@ -100,6 +100,7 @@ async def get_task(task_id: str, backend: TheBackend) -> Response:
 
 async def _news(backend: Backend, agent: str, run: str, thread: str, resource: str, task: str) -> AsyncGenerator[bytes]:
     places = _Places(backend)
+    begun = False
     while not backend.hub.dismissed:
         # A reader that may have missed something begins anew.
         pages = backend.feed.pages(agent=agent, run=run, silence=HEARTBEAT_SECONDS)
@@ -110,7 +111,8 @@ async def _news(backend: Backend, agent: str, run: str, thread: str, resource: s
                     for news in page
                     if task in {"", news.task_id} and await places.of_run_fit(news.run_id, thread, resource)
                 ]
-                if wanted or not page:
+                if wanted or not page or not begun:
+                    begun = True
                     yield _blocks(wanted)
 
 

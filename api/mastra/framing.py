@@ -16,7 +16,7 @@ from durable.errors import DurableError
 
 from ..sse import HEADERS, HEARTBEAT_SECONDS
 
-__all__ = ["DONE", "HEARTBEAT_SECONDS", "block", "stream"]
+__all__ = ["DONE", "HEARTBEAT_SECONDS", "block", "listening", "stream"]
 
 CONNECTED: Final = b": connected\n\n"
 HEARTBEAT: Final = b": heartbeat\n\n"
@@ -35,6 +35,23 @@ def stream(blocks: AsyncGenerator[bytes]) -> StreamingResponse:
         blocks: Whole blocks, several at a time. An empty piece tells that nothing happened for `HEARTBEAT_SECONDS`.
     """
     return StreamingResponse(_pieces(blocks), media_type="text/event-stream", headers=HEADERS)
+
+
+async def listening(blocks: AsyncGenerator[bytes]) -> StreamingResponse:
+    """The same, once the first piece is there: who has this response is told all that happens from then on.
+
+    Raises:
+        DurableError: What the blocks raise at first.
+    """
+    first = await anext(blocks, b"")
+    return stream(_chained(first, blocks))
+
+
+async def _chained(first: bytes, blocks: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    async with aclosing(blocks):
+        yield first
+        async for piece in blocks:
+            yield piece
 
 
 async def _pieces(blocks: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:

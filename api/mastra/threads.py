@@ -23,7 +23,7 @@ from ..dependencies import TheBackend
 from .agents import as_json
 from .answers import answered, resumed
 from .bodies import read_execution
-from .framing import HEARTBEAT_SECONDS, stream
+from .framing import HEARTBEAT_SECONDS, listening
 from .problems import Refused, refuse
 from .repeats import Repeats
 from .runs import begun
@@ -78,8 +78,7 @@ async def abort(agent: str, body: AbortBody, backend: TheBackend) -> Response:
 async def subscribe(agent: str, body: ThreadBody, backend: TheBackend) -> Response:
     """Follow all runs of a thread from now on: the one that has not ended, and each that begins."""
     await backend.announcements.get(agent)
-    await _thread(backend, body.thread_id, body.resource_id)
-    return stream(_said(backend, body))
+    return await listening(_said(backend, body))
 
 
 @router.post("/send-tool-approval")

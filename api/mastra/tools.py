@@ -54,9 +54,8 @@ async def execute(agent: str, tool: str, body: Sent, backend: TheBackend, reques
         raise refuse(("requestContext", "This is an object."))
     await _known(backend, agent, tool)
     repeats = Repeats(backend, "execute", agent, tool, args, context)
-    call = ToolCallRequest(
-        tool_name=tool, tool_call_id="execute", args=args, idempotency_key=(run_id := await repeats.id(LONGEST_CALL))
-    )
+    run_id = await repeats.id(LONGEST_CALL)
+    call = ToolCallRequest(tool_name=tool, tool_call_id="execute", args=args, idempotency_key=run_id, unasked=True)
     record = await _begin(backend, agent, run_id, RunRequest(tool_call=call, deps=context or None))
     ended = await _settled(backend, record, request)
     if ended is None:

@@ -206,7 +206,7 @@ class RecordingToolset(WrapperToolset[Any]):
             return None
         if self.kinds.get(call.name) == "external":
             return read_deferral(CallDeferred(), options)
-        if call.ctx.tool_call_approved or self.task is not None:
+        if call.ctx.tool_call_approved or (self.task is not None and not self.task.unasked):
             return None  # that it may be made was settled before its task was started
         if self.kinds.get(call.name) == "unapproved" or await self.needs_approval(
             call.ctx, call.tool.tool_def, call.args

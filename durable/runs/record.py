@@ -56,6 +56,7 @@ class ToolCallRequest(Wire):
         args: What the model called it with.
         idempotency_key: That of the call, in whatever run it is made.
         approved: Whether somebody has allowed it.
+        unasked: Whether it has yet to be settled if it may be made: no model has called it in another run.
         retries: How often it is made again when the tool raises.
         retry_seconds: The longest first pause before that; it doubles each time.
     """
@@ -67,6 +68,7 @@ class ToolCallRequest(Wire):
     args: dict[str, Json]
     idempotency_key: str
     approved: bool = False
+    unasked: bool = False
     retries: int = 0
     retry_seconds: float = 1.0
 

@@ -80,6 +80,7 @@ CATALOGUE = [
     "tool-output-denied",
     "tool-result",
     "tripwire",
+    "user-message",
     "watch",
 ]
 
