@@ -40,8 +40,8 @@ class ThreadFeed:
     async def pages(
         self, thread_id: str, *, resource_id: str | None = None, silence: float | None = None
     ) -> AsyncGenerator[list[Entry]]:
-        """What its runs say. The first page is empty: nothing that is said after it is missed. A page is of one run. Ends
-        when the hub dismisses its readers.
+        """What its runs say. The first page is empty: nothing that is said after it is missed. A page is of one run.
+        Ends when the hub dismisses its readers.
 
         Args:
             thread_id: The thread. There need not be one yet.

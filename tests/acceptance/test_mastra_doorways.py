@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from redis import Redis
 
 from tests.caller import Body, Caller, said
 from tests.deployment import Deployment, wait_for
@@ -80,11 +81,15 @@ def test_a_tool_is_called_without_a_conversation(mastra: MastraCaller, caller: C
     assert [call for call in caller.get("/v1/pending").json()["pending"] if call["toolCallId"] == "execute"] == []
 
 
-def test_a_tool_that_is_called_twice_at_once_by_a_retry_is_called_once(mastra: MastraCaller, caller: Caller) -> None:
+def test_a_tool_whose_call_is_sent_again_by_the_client_is_called_once(
+    mastra: MastraCaller, caller: Caller, deployment: Deployment
+) -> None:
     body = {"data": {"ms": 300}, "requestContext": {"request": new_id()}}
-    with ThreadPoolExecutor(2) as threads:
-        first, second = threads.map(lambda _: mastra.ask("tools/wait/execute", body), range(2))
-    assert first.json() == second.json() == "waited 300 ms"
+    with Redis.from_url(deployment.redis_url) as redis, ThreadPoolExecutor(3) as threads:
+        before = redis.zcard(f"{deployment.prefix}:tasks")
+        answers = list(threads.map(lambda _: mastra.ask("tools/wait/execute", body), range(3)))
+        assert redis.zcard(f"{deployment.prefix}:tasks") == before + 1
+    assert [answer.json() for answer in answers] == ["waited 300 ms"] * 3
     calls = caller.get("/v1/background-tasks", params={"toolName": "wait"}).json()["tasks"]
     assert calls == [], "it is no background task of a run"
 

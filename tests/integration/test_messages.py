@@ -213,7 +213,7 @@ async def test_a_run_that_waits_for_its_tasks_is_woken_and_goes_on_waiting(conne
         assert (first, second, "done" in news) == ("first", "second", True)
 
 
-async def test_a_retry_tells_what_the_failed_run_did_not(connected: Any) -> None:
+async def test_a_retry_tells_what_the_failed_run_did_not_and_hears_what_it_is_told_itself(connected: Any) -> None:
     model = Model(at_1=[("work", {})])
     model.fails = {2}
     agent = Agent(model(), name="listener")
@@ -224,7 +224,11 @@ async def test_a_retry_tells_what_the_failed_run_did_not(connected: Any) -> None
         await handles[0].send("second")
         return "done"
 
-    async with connected(agent) as durable:
+    async def judge(ctx: JudgeContext, _output: Any) -> Score:
+        await (await durable.handle(ctx.run_id)).send("third", message_id="once")
+        return Score(1)
+
+    async with connected(agent, completion=TaskCompletion([judge])) as durable:
         model.open.clear()
         handles.append(await durable.stream("first"))
         model.open.set()
@@ -235,7 +239,7 @@ async def test_a_retry_tells_what_the_failed_run_did_not(connected: Any) -> None
         await eventually(failed, what="the run to fail")
         record, _ = await (await durable._backend()).retry(handles[0].run_id)
         again = await durable.handle(record.run_id)
-        assert await result(again) == ["first", "second"]
+        assert await result(again) == ["first", "second", "third"]
 
 
 async def test_a_run_at_its_limit_ends_whatever_it_is_told(connected: Any) -> None:
