@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +10,7 @@ from typing import Any, Final
 import pytest
 
 from tests.acceptance.cutting_proxy import CuttingProxy
+from tests.acceptance.node_project import with_packages
 from tests.caller import Caller, said
 
 FOLDER: Final = Path(__file__).parent / "event_source"
@@ -20,17 +19,7 @@ FOLDER: Final = Path(__file__).parent / "event_source"
 @pytest.fixture(scope="session")
 def node() -> str:
     """The program `node`, with the packages of the reader installed."""
-    program, installer = shutil.which("node"), shutil.which("npm")
-    if program is None or installer is None:
-        if os.environ.get("CI"):
-            pytest.fail("Node.js is missing; this test must run where CI is set")
-        pytest.skip("Node.js with npm is not installed")
-    installed, lock = FOLDER / "node_modules" / ".package-lock.json", FOLDER / "package-lock.json"
-    if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
-        command = [installer, "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
-        subprocess.run(command, cwd=FOLDER, check=True, capture_output=True, timeout=50)
-        installed.touch()
-    return program
+    return with_packages(FOLDER)
 
 
 def read(node: str, url: str) -> list[dict[str, Any]]:

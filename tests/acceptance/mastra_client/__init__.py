@@ -1,0 +1,1 @@
+"""Mastra's own client, unmodified, against this server."""

@@ -1,0 +1,70 @@
+"""The agents that Mastra's client talks to: the same one durable and evented.
+
+Its model follows the script of `tests.scripted_agents`. To the prompt `tell` it says as JSON what it was given.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from pydantic_ai import Agent, RunContext
+from pydantic_ai.messages import ModelMessage, ModelRequest, SystemPromptPart, UserPromptPart
+from pydantic_ai.models.function import AgentInfo, DeltaToolCalls, FunctionModel
+
+from durable import RunInfo, create_durable_agent, create_evented_agent
+from tests.scripted_agents import add, explode, in_background, kill_worker, nap, paint, refund, script, wait
+
+KINDS = ("durable", "evented")
+
+
+async def tell_or_follow(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str | DeltaToolCalls]:
+    """The model."""
+    last = messages[-1].parts[-1]
+    if isinstance(last, UserPromptPart) and last.content == "tell":
+        yield json.dumps(given(messages, info))
+        return
+    async for piece in script(messages, info):
+        yield piece
+
+
+def given(messages: list[ModelMessage], info: AgentInfo) -> dict[str, Any]:
+    """What the model was given."""
+    requests = [message for message in messages if isinstance(message, ModelRequest)]
+    parts = [part for request in requests for part in request.parts]
+    return {
+        "instructions": info.instructions,
+        "system": [part.content for part in parts if isinstance(part, SystemPromptPart)],
+        "prompts": [part.content for part in parts if isinstance(part, UserPromptPart)],
+        "settings": {**(info.model_settings or {})},
+        "tools": sorted(tool.name for tool in info.function_tools),
+    }
+
+
+async def context(ctx: RunContext[Any]) -> str:
+    """Return the dependencies of the run."""
+    return json.dumps(ctx.deps)
+
+
+def deps_of(run: RunInfo) -> Any:
+    """What the caller gave."""
+    return run.deps
+
+
+def helper(kind: str) -> Agent[Any, str]:
+    """The agent of one kind."""
+    agent: Agent[Any, str] = Agent(
+        FunctionModel(stream_function=tell_or_follow), name=f"{kind}-helper", instructions="Be of help."
+    )
+    for tool in (add, explode, kill_worker):
+        agent.tool_plain(tool)
+    for tool_of_run in (wait, paint, context):
+        agent.tool(tool_of_run)
+    agent.tool_plain(requires_approval=True)(refund)
+    agent.tool_plain(metadata={"durable": in_background})(nap)
+    return agent
+
+
+durable_helper = create_durable_agent(helper("durable"), deps_factory=deps_of)
+evented_helper = create_evented_agent(helper("evented"), deps_factory=deps_of)
