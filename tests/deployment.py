@@ -99,11 +99,25 @@ class Deployment:
 
     def start_api(self, **env: str) -> Child:
         """Start an API server and wait until it is ready. `url` is the newest one's."""
-        port = free_port()
-        service = api_service(self.redis_url, port=port, agents=self.api_agents, env={**self.environment, **env})
-        child = self._stack.start(replace(service, cwd=ROOT))
-        self.url = f"http://127.0.0.1:{port}"
+        service = self._api_service(**env)
+        child = self._stack.start(service)
+        self.url = _url_of(service)
         return child
+
+    def start_apis(self, count: int) -> tuple[str, ...]:
+        """Start API servers side by side and wait until all are ready; their URLs. `url` is the last one's."""
+        services = [self._api_service() for _ in range(count)]
+        children = [self._stack.start(replace(service, ready=None)) for service in services]
+        for service, child in zip(services, children, strict=True):
+            child.service = service
+            wait_for(child.is_ready, what=f"{_url_of(service)} to be ready")
+        urls = tuple(map(_url_of, services))
+        self.url = urls[-1]
+        return urls
+
+    def _api_service(self, **env: str) -> Service:
+        service = api_service(self.redis_url, port=free_port(), agents=self.api_agents, env={**self.environment, **env})
+        return replace(service, cwd=ROOT)
 
     def start_flower(self) -> str:
         """Start Flower and wait until it listens for events; its URL."""
@@ -115,6 +129,10 @@ class Deployment:
         answer = httpx.get(f"{self.url}/readyz", trust_env=False)
         workers: int = answer.json().get("workers", 0)
         return workers
+
+
+def _url_of(service: Service) -> str:
+    return f"http://127.0.0.1:{service.env['DURABLE_PORT']}"
 
 
 def stop_child(child: Child, number: signal.Signals = signal.SIGTERM) -> int:

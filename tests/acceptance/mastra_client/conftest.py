@@ -41,12 +41,9 @@ def site(redis_url: str) -> Iterator[Site]:
     """One worker and three API servers, for all tests of Mastra's client that do not end them."""
     env = {"DURABLE_LEASE_SECONDS": "2", "DURABLE_HEARTBEAT_SECONDS": "0.5", "DURABLE_FLUSH_MS": "0"}
     with Deployment(redis_url, env=env, agents=AGENTS, api_agents=AGENTS) as deployment:
-        servers = []
-        for _ in range(SERVERS):
-            deployment.start_api()
-            servers.append(deployment.url)
+        servers = deployment.start_apis(SERVERS)
         deployment.start_worker()
-        yield Site(deployment, tuple(servers))
+        yield Site(deployment, servers)
 
 
 @pytest.fixture(params=KINDS)

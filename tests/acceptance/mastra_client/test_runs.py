@@ -22,7 +22,15 @@ def test_text_streams_in_the_order_of_the_protocol(roaming: MastraClient) -> Non
     call = roaming.stream("say one two")
     assert call.text == "one two "
     assert call.types == [
-        "start", "step-start", "text-start", "text-delta", "text-delta", "text-end", "response-metadata", "step-finish", "finish",
+        "start",
+        "step-start",
+        "text-start",
+        "text-delta",
+        "text-delta",
+        "text-end",
+        "response-metadata",
+        "step-finish",
+        "finish",
     ]
     assert call.reason == "stop"
     assert call.complaints == []
