@@ -1,6 +1,9 @@
 """The agents that Mastra's client talks to: the same one durable and evented.
 
-Its model follows the script of `tests.scripted_agents`. To the prompt `tell` it says as JSON what it was given.
+Its model follows the script of `tests.scripted_agents`, with these verbs besides:
+
+tell                          says as JSON what it was given
+then <tool> <json>;…          calls the tools one after the other, each in a step of its own
 """
 
 from __future__ import annotations
@@ -10,8 +13,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from pydantic_ai import Agent, RunContext
-from pydantic_ai.messages import ModelMessage, ModelRequest, SystemPromptPart, UserPromptPart
-from pydantic_ai.models.function import AgentInfo, DeltaToolCalls, FunctionModel
+from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, SystemPromptPart, UserPromptPart
+from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
 
 from durable import RunInfo, create_durable_agent, create_evented_agent
 from tests.scripted_agents import add, explode, in_background, kill_worker, nap, paint, refund, script, wait
@@ -25,8 +28,21 @@ async def tell_or_follow(messages: list[ModelMessage], info: AgentInfo) -> Async
     if isinstance(last, UserPromptPart) and last.content == "tell":
         yield json.dumps(given(messages, info))
         return
+    calls = calls_of(messages)
+    made = sum(isinstance(message, ModelResponse) for message in messages)
+    if made < len(calls):
+        name, _, args = calls[made].strip().partition(" ")
+        yield {0: DeltaToolCall(name=name, json_args=args, tool_call_id=f"call-{made}")}
+        return
     async for piece in script(messages, info):
         yield piece
+
+
+def calls_of(messages: list[ModelMessage]) -> list[str]:
+    """The calls that a prompt wants one after the other."""
+    prompts = [part.content for message in messages for part in message.parts if isinstance(part, UserPromptPart)]
+    first = prompts[0] if prompts else ""
+    return first.removeprefix("then ").split(";") if isinstance(first, str) and first.startswith("then ") else []
 
 
 def given(messages: list[ModelMessage], info: AgentInfo) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import secrets
 import subprocess
 import threading
 import time
@@ -102,9 +103,14 @@ class Call:
         Raises:
             ClientFailed: The client gave an error.
         """
-        self._driver.wait(lambda: self._over, "the client to be done")
+        self.until_over()
         if self._error is not None:
             raise ClientFailed(self._error)
+        return self
+
+    def until_over(self) -> Self:
+        """Wait until the client is done with it, whether it gave an error or not."""
+        self._driver.wait(lambda: self._over, "the client to be done")
         return self
 
     @property
@@ -271,12 +277,21 @@ class MastraClient:
 
     @contextmanager
     def open(self, method: str, *args: Any, reconnect: Any = None) -> Iterator[Call]:
-        """A call whose stream has no end, once its head is there. It is left at the end of the block."""
+        """A subscription, once the head of its answer is there. It is left at the end of the block."""
         call = self.start(method, *args, reconnect=reconnect).until_open()
         try:
             yield call
         finally:
-            call.tell("unsubscribe" if method == "subscribeToThread" else "abort")
+            call.tell("unsubscribe")
+
+    @contextmanager
+    def open_client(self, method: str, *args: Any) -> Iterator[Call]:
+        """A stream of the client itself that has no end, once it is there. It is left at the end of the block."""
+        call = self.start_client(method, *args).until_open()
+        try:
+            yield call
+        finally:
+            call.tell("abort")
 
 
 def function_that(*, returns: Any = None, throws: str | None = None) -> Body:
@@ -287,3 +302,8 @@ def function_that(*, returns: Any = None, throws: str | None = None) -> Body:
 def date(moment: datetime) -> Body:
     """A date, as an argument of the client."""
     return {"$date": moment.isoformat()}
+
+
+def new_id() -> str:
+    """An id that nobody has used."""
+    return secrets.token_hex(8)
