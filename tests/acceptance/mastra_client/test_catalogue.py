@@ -83,15 +83,14 @@ class TestBackgroundTasks:
         [completed] = followed.of_type("background-task-completed")
         assert (running["toolName"], running["agentId"], running["args"]) == ("nap", roaming.agent, {"ms": 20})
         assert (completed["taskId"], completed["result"]) == (running["taskId"], "slept 20")
+        task = roaming.ask("getBackgroundTask", completed["taskId"])
         for wanted in (
             {"runId": run_id},
             {"threadId": thread},
             {"runId": run_id, "status": "completed", "toolName": "nap"},
         ):
             listed = roaming.ask("listBackgroundTasks", {"agentId": roaming.agent, **wanted})
-            assert (len(listed["tasks"]), listed["total"]) == (1, 1)
-        [task] = listed["tasks"]
-        assert task == roaming.ask("getBackgroundTask", completed["taskId"])
+            assert listed == {"tasks": [task], "total": 1}
         assert (task["id"], task["status"], task["toolCallId"]) == (completed["taskId"], "completed", "call-0")
         assert (task["runId"], task["threadId"], task["resourceId"]) == (run_id, thread, "alice")
         assert (task["args"], task["result"], task["agentId"]) == ({"ms": 20}, "slept 20", roaming.agent)
