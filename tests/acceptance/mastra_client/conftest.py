@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from durable.dev.stack import Child
 from tests.acceptance.mastra_client.agents import KINDS
 from tests.acceptance.mastra_client.driver import FOLDER, Driver, MastraClient
 from tests.acceptance.node_project import with_packages
@@ -27,6 +28,12 @@ class Site:
 
     deployment: Deployment
     servers: tuple[str, ...]
+
+    def start_another_api(self) -> tuple[Child, str]:
+        """An API server that a test may end, and its URL."""
+        known, child = self.deployment.url, self.deployment.start_api()
+        url, self.deployment.url = self.deployment.url, known
+        return child, url
 
 
 @pytest.fixture(scope="session")

@@ -228,22 +228,24 @@ class MastraClient:
         driver: The Node process.
         agent: The agent's name.
         servers: The URLs of the API servers.
+        options: Of the client itself.
     """
 
-    def __init__(self, driver: Driver, agent: str, servers: Sequence[str]) -> None:
+    def __init__(self, driver: Driver, agent: str, servers: Sequence[str], **options: Any) -> None:
         self.agent = agent
         self.servers = servers
         self._driver = driver
+        self._options = options
         self._next = itertools.cycle(servers)
 
-    def at(self, *servers: str, agent: str | None = None) -> MastraClient:
-        """The same user, at other servers or with another agent."""
-        return MastraClient(self._driver, agent or self.agent, servers or self.servers)
+    def at(self, *servers: str, agent: str | None = None, **options: Any) -> MastraClient:
+        """The same user, at other servers, with another agent, or with options of the client."""
+        return MastraClient(self._driver, agent or self.agent, servers or self.servers, **options)
 
-    def start(self, method: str, *args: Any, reconnect: Any = None, **client_options: Any) -> Call:
+    def start(self, method: str, *args: Any, reconnect: Any = None) -> Call:
         """Call a method of the agent."""
         return self._driver.start(
-            method, args, url=next(self._next), agent=self.agent, options=client_options, reconnect=reconnect
+            method, args, url=next(self._next), agent=self.agent, options=self._options, reconnect=reconnect
         )
 
     def call(self, method: str, *args: Any) -> Any:

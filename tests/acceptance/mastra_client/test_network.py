@@ -39,12 +39,12 @@ LOSSES: dict[str, list[Fault]] = {
 
 
 @contextmanager
-def through(client: MastraClient, *faults: Fault) -> Iterator[tuple[MastraClient, FaultyProxy]]:
-    """The client behind a proxy that spoils the first answers."""
+def through(client: MastraClient, *faults: Fault, backoff_ms: int = 5) -> Iterator[tuple[MastraClient, FaultyProxy]]:
+    """The client behind a proxy that spoils the first answers, and less patient than it is by itself."""
     port = urlsplit(client.servers[0]).port
     assert port is not None
     with FaultyProxy(port, *faults) as proxy:
-        yield client.at(proxy.url), proxy
+        yield client.at(proxy.url, backoffMs=backoff_ms), proxy
 
 
 def bodies(proxy: FaultyProxy) -> set[bytes]:
@@ -84,7 +84,7 @@ class TestRetries:
         self, client: MastraClient, losses: list[Fault]
     ) -> None:
         run_id = new_id()
-        with through(client, *losses) as (lossy, proxy):
+        with through(client, *losses, backoff_ms=100) as (lossy, proxy):
             call = lossy.stream(ADD, runId=run_id)
         assert (len(proxy.requests), len(bodies(proxy))) == (4, 1)
         assert call.types.count("start") == call.types.count("tool-result") == 1
@@ -215,8 +215,11 @@ class TestDeaths:
         self, client: MastraClient, site: Site, kind: str
     ) -> None:
         deployment = site.deployment
-        doomed = deployment.workers.pop() if kind == "evented" else deployment.start_api()
-        reader = client if kind == "evented" else client.at(deployment.url)
+        if kind == "evented":
+            doomed, reader = deployment.workers.pop(), client
+        else:
+            doomed, url = site.start_another_api()
+            reader = client.at(url)
         run_id = new_id()
         call = reader.begin("slowly 20 " + self.WORDS, runId=run_id).until_said("word9 ")
         watching = client.start_observe(run_id).until_said("word9 ")
@@ -235,10 +238,9 @@ class TestDeaths:
         assert again.chunks == whole.chunks
 
     def test_a_server_that_is_stopped_loses_nothing(self, client: MastraClient, site: Site) -> None:
-        deployment = site.deployment
-        leaving = deployment.start_api()
+        leaving, url = site.start_another_api()
         run_id = new_id()
-        call = client.at(deployment.url).begin("slowly 20 " + self.WORDS, runId=run_id).until_said("word5 ")
+        call = client.at(url).begin("slowly 20 " + self.WORDS, runId=run_id).until_said("word5 ")
         stop_child(leaving)
         read = call.until_over().chunks
         assert "finish" not in call.types

@@ -68,7 +68,7 @@ class TestText:
         [
             "say it",
             ["say it"],
-            {"role": "user", "content": "say it"},
+            [{"role": "user", "content": "say it"}],
             [{"role": "user", "content": [{"type": "text", "text": "say it"}]}],
             [{"id": "m-1", "role": "user", "parts": [{"type": "text", "text": "say it"}]}],
             [{"id": "m-1", "role": "user", "content": "say it", "parts": [{"type": "text", "text": "say it"}]}],
@@ -307,7 +307,7 @@ class TestBackground:
 
     def test_a_resumed_run_goes_on_until_idle_as_well(self, client: MastraClient) -> None:
         for method, wish in (("resumeStreamUntilIdle", {}), ("resumeStream", {"untilIdle": True})):
-            first = client.stream('calls paint {}; nap {"ms": 20}')
+            first = client.stream('then paint {}; nap {"ms": 20}')
             then = client.start(method, {"colour": "red"}, {"runId": first.run_id, **wish}).done()
             assert then.text.endswith("Heard of a task ")
 
