@@ -20,8 +20,9 @@ from tests.acceptance.faulty_proxy import (
     lost_answer,
     lost_request,
 )
+from tests.acceptance.mastra_client.agents import KINDS
 from tests.acceptance.mastra_client.conftest import Site
-from tests.acceptance.mastra_client.driver import Call, ClientFailed, MastraClient, new_id
+from tests.acceptance.mastra_client.driver import Call, ClientFailed, Driver, MastraClient, new_id
 from tests.deployment import stop_child
 
 pytestmark = pytest.mark.timeout(180)
@@ -207,95 +208,52 @@ class TestCuts:
 
 
 class TestDeaths:
-    """A process that executes a run is killed while the client streams."""
+    """A process that executes a run is killed, or stopped, while the client streams."""
 
-    WORDS = "".join(f"word{number} " for number in range(60))
+    PROMPT = "slowly 15 " + "".join(f"word{number} " for number in range(50))
+    TEXT = PROMPT.removeprefix("slowly 15 ")
 
-    def test_the_text_is_right_in_the_end_although_the_one_who_wrote_it_has_died(
-        self, client: MastraClient, site: Site, kind: str
+    def test_the_text_is_right_in_the_end_although_those_who_wrote_it_have_died(
+        self, driver: Driver, site: Site
     ) -> None:
         deployment = site.deployment
-        if kind == "evented":
-            doomed, reader = deployment.workers.pop(), client
-        else:
-            doomed, url = site.start_another_api()
-            reader = client.at(url)
-        run_id = new_id()
-        call = reader.begin("slowly 20 " + self.WORDS, runId=run_id).until_said("word9 ")
-        watching = client.start_observe(run_id).until_said("word9 ")
-        stop_child(doomed, signal.SIGKILL)
-        if kind == "evented":
-            deployment.start_worker()
-        call.until_over()
-        assert "finish" not in call.types, "the text that it has told is void, or its server is gone"
-        watching.done()
-        assert "finish" not in watching.types, "the text that it has told is void"
-        whole = client.observe(run_id)
-        assert (whole.text, whole.reason) == (self.WORDS, "stop")
-        for offset in (0, 3, len(whole.chunks) // 2):
-            assert client.observe(run_id, offset).chunks == whole.chunks[offset:]
-        again = client.stream("slowly 20 " + self.WORDS, runId=run_id)
-        assert again.chunks == whole.chunks
+        server, url = site.start_another_api()
+        worker = deployment.workers.pop()
+        durable = MastraClient(driver, "durable-helper", (url,))
+        evented = MastraClient(driver, "evented-helper", site.servers[:1])
+        streams = [client.begin(self.PROMPT, runId=new_id()) for client in (durable, evented)]
+        observers = [
+            client.at(site.servers[1]).start_observe(stream.run_id)
+            for client, stream in zip((durable, evented), streams, strict=True)
+        ]
+        for call in (*streams, *observers):
+            call.until_said("word9 ")
+        for doomed in (server, worker):
+            stop_child(doomed, signal.SIGKILL)
+        deployment.start_worker()
+        for call in (*streams, *observers):
+            assert "finish" not in call.until_over().types, "what it was told is void, or its server is gone"
+        for client, stream in zip((durable, evented), streams, strict=True):
+            anywhere = client.at(*site.servers)
+            whole = anywhere.observe(stream.run_id)
+            assert (whole.text, whole.reason) == (self.TEXT, "stop")
+            assert [step for step in whole.of_type("step-start") if "void" in step]
+            for offset in (3, len(whole.chunks) // 2):
+                assert anywhere.observe(stream.run_id, offset).chunks == whole.chunks[offset:]
+            assert anywhere.stream(self.PROMPT, runId=stream.run_id).chunks == whole.chunks
+            assert anywhere.start("recover", {"runId": stream.run_id}).done().chunks == whole.chunks
 
-    def test_a_server_that_is_stopped_loses_nothing(self, client: MastraClient, site: Site) -> None:
+    def test_a_server_that_is_stopped_loses_nothing(self, driver: Driver, site: Site) -> None:
         leaving, url = site.start_another_api()
-        run_id = new_id()
-        call = client.at(url).begin("slowly 20 " + self.WORDS, runId=run_id).until_said("word5 ")
+        clients = [MastraClient(driver, f"{kind}-helper", (url,)) for kind in KINDS]
+        calls = [client.begin(self.PROMPT, runId=new_id()) for client in clients]
+        for call in calls:
+            call.until_said("word5 ")
         stop_child(leaving)
-        read = call.until_over().chunks
-        assert "finish" not in call.types
-        if read != client.observe(run_id).chunks[: len(read)]:
-            read = []  # a step was declared void meanwhile: from the beginning
-        rest = client.observe(run_id, len(read))
-        assert rest.reason == "stop"
-        assert "".join(c["payload"]["text"] for c in read + rest.chunks if c["type"] == "text-delta") == self.WORDS
-
-
-def test_nothing_that_fails_for_good_is_asked_for_again(client: MastraClient) -> None:
-    known = client.stream(REFUND)
-    unknown = {"runId": new_id(), "toolCallId": CALL}
-    refused: list[tuple[str, tuple[Any, ...], int]] = [
-        ("observe", ({"runId": new_id()},), 404),
-        ("recover", ({"runId": new_id()},), 404),
-        ("approveToolCall", (unknown,), 404),
-        ("declineToolCall", (unknown,), 404),
-        ("approveToolCallGenerate", (unknown,), 404),
-        ("declineToolCallGenerate", (unknown,), 404),
-        ("approveToolCall", ({"runId": known.run_id, "toolCallId": "another"},), 404),
-        ("resumeStream", ({}, {"runId": new_id()}), 404),
-        ("resumeStreamUntilIdle", ({}, {"runId": new_id()}), 404),
-        ("stream", ("say x", {"runId": known.run_id}), 409),
-        ("generate", ("fail",), 422),
-        ("stream", ("say x", {"toolsets": {"some": {"tool": {}}}}), 400),
-        ("stream", ("say x", {"noSuchField": 1}), 400),
-        ("generate", ("say x", {"returnScorerData": True}), 400),
-        ("network", ("say x", {}), 404),
-        ("approveNetworkToolCall", ({"runId": known.run_id},), 404),
-        ("generateLegacy", ({"messages": "say x"},), 404),
-        ("streamLegacy", ({"messages": "say x"},), 404),
-        ("sendMessage", ({"message": "x", "runId": new_id()},), 404),
-        ("sendToolApproval", ({"resourceId": "a", "threadId": new_id(), "toolCallId": "x", "approved": True},), 404),
-    ]
-    with through(client) as (counted, proxy):
-        for number, (method, args, status) in enumerate(refused):
-            with pytest.raises(ClientFailed) as failed:
-                counted.start(method, *args).done()
-            assert (method, failed.value.status) == (method, status)
-            assert isinstance(failed.value.body["error"], str)
-            assert len(proxy.requests) == number + 1, f"{method} was asked for again"
-        for method in ("stream", "generate", "observe", "details"):
-            with pytest.raises(ClientFailed) as failed:
-                counted.at(agent="nobody").start(
-                    method, {"runId": known.run_id} if method == "observe" else "hi"
-                ).done()
-            assert failed.value.status == 404
-
-
-def test_a_refused_field_is_named(client: MastraClient) -> None:
-    with pytest.raises(ClientFailed) as failed:
-        client.stream("say x", toolsets={"some": {"tool": {}}})
-    assert [issue["field"] for issue in failed.value.body["issues"]] == ["toolsets"]
-    assert all(issue["message"] for issue in failed.value.body["issues"])
+        for client, call in zip(clients, calls, strict=True):
+            assert "finish" not in call.until_over().types
+            whole = client.at(*site.servers).observe(call.run_id)
+            assert (whole.text, whole.reason) == (self.TEXT, "stop")
 
 
 def test_of_two_who_approve_at_once_both_get_the_one_continuation(roaming: MastraClient) -> None:

@@ -27,6 +27,7 @@ def assert_one_list(client: MastraClient, *calls: Call) -> None:
     chunks = [chunk for call in calls for chunk in call.chunks]
     run_id = chunks[0]["runId"]
     assert client.observe(run_id).chunks == chunks
+    assert client.start("recover", {"runId": run_id}).done().chunks == chunks
     for offset in (1, len(chunks) // 2, len(chunks) - 1, len(chunks)):
         assert client.observe(run_id, offset).chunks == chunks[offset:]
 
