@@ -137,6 +137,32 @@ class TestRetries:
         observed = client.observe(run_id)
         assert [chunk for chunk in call.chunks if chunk in observed.chunks] == observed.chunks
 
+    @pytest.mark.parametrize("losses", LOSSES.values(), ids=LOSSES)
+    def test_a_message_is_told_once(self, client: MastraClient, losses: list[Fault]) -> None:
+        thread = {"threadId": new_id(), "resourceId": "alice"}
+        memory = {"thread": thread["threadId"], "resource": "alice"}
+        call = client.begin('call wait {"ms": 200}', memory=memory).until_type("tool-output")
+        with through(client, *losses) as (lossy, proxy):
+            sent = lossy.call("sendMessage", {"message": "tell", **thread})
+            assert len(proxy.requests) == 4
+        assert sent["runId"] == call.run_id
+        assert json.loads(call.done().text)["prompts"].count("tell") == 1
+        with through(client, *losses) as (lossy, _):
+            queued = lossy.call("queueMessage", {"message": "say queued", **thread})
+        assert client.observe(queued["runId"]).text == "queued "
+        told = json.loads(client.stream("tell", memory=memory).text)
+        assert told["prompts"].count("say queued") == 1
+
+    def test_a_tool_is_executed_and_a_thread_aborted_in_the_end(self, client: MastraClient) -> None:
+        with through(client, *LOSSES["lost answers"]) as (lossy, proxy):
+            assert lossy.call("executeTool", "add", {"data": {"a": 1, "b": 2}}) == 3
+            assert len(proxy.requests) == 4
+        memory = {"thread": new_id(), "resource": "alice"}
+        call = client.begin("slowly 20 " + "word " * 400, memory=memory).until_said("word")
+        with through(client, lost_request, answered_with("502 Bad Gateway")) as (lossy, _):
+            lossy.call("abortThread", {"threadId": memory["thread"], "resourceId": "alice"})
+        assert call.done().reason == "abort"
+
     def test_an_observer_is_answered_in_the_end(self, client: MastraClient) -> None:
         run = client.stream("say one two")
         with through(client, *LOSSES["gateways that fail"]) as (lossy, _):
