@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.acceptance.mastra_client.conftest import Site
 from tests.acceptance.mastra_client.driver import Call, ClientFailed, MastraClient, date, function_that, new_id
 from tests.caller import Body
 
@@ -90,16 +91,19 @@ def test_a_queued_message_is_a_run_of_its_own_behind_the_one_that_goes_on(roamin
         assert order == sorted(order, key=[first.run_id, queued["runId"]].index)
 
 
-@pytest.mark.parametrize("method", ["sendMessage", "sendSignal"])
-def test_a_message_to_a_run_that_goes_on_is_told_to_the_model(roaming: MastraClient, method: str) -> None:
-    thread = new_id()
-    message = {"message": "tell"} if method == "sendMessage" else {"signal": {"type": "user", "contents": "tell"}}
-    for address in ("run", "thread"):
-        call = roaming.begin('call wait {"ms": 300}', **in_thread(thread)).until_type("tool-output")
-        target = {"runId": call.run_id} if address == "run" else whose(thread)
-        sent = roaming.call(method, {**message, **target})
-        assert (sent["accepted"], sent["runId"]) == (True, call.run_id)
-        assert json.loads(call.done().text)["prompts"][-1] == "tell"
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [("sendMessage", {"message": "tell"}), ("sendSignal", {"signal": {"type": "user", "contents": "tell"}})],
+)
+def test_a_message_to_a_run_that_goes_on_is_told_to_the_model(
+    client: MastraClient, site: Site, method: str, message: dict[str, Any]
+) -> None:
+    thread, anywhere = new_id(), client.at(*site.servers)
+    call = anywhere.begin('call wait {"ms": 800}', **in_thread(thread)).until_type("tool-output")
+    target = {"runId": call.run_id} if method == "sendMessage" else whose(thread)
+    sent = anywhere.call(method, {**message, **target})
+    assert (sent["accepted"], sent["runId"]) == (True, call.run_id)
+    assert json.loads(call.done().text)["prompts"][-1] == "tell"
 
 
 def test_a_message_to_an_idle_thread_begins_a_run(client: MastraClient) -> None:
