@@ -208,11 +208,15 @@ class TestCuts:
             block = b"data: " + json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).encode()
             inner = [place for place, byte in enumerate(block) if byte & 0b1100_0000 == 0b1000_0000]
             assert inner, "letters go over the wire as they are"
+            rest = client.observe(run_id, number)
             for place in inner:
-                broken = Breaking(client, place).read(number, "observe", {"runId": run_id})
-                rest = client.observe(run_id, number)
-                assert broken.text + rest.text == WORLD
-                assert broken.chunks + rest.chunks == first.chunks
+                for method, args in (
+                    ("stream", ("say " + WORLD, {"runId": run_id})),
+                    ("observe", ({"runId": run_id},)),
+                ):
+                    broken = Breaking(client, place).read(number, method, *args)
+                    assert broken.text + rest.text == WORLD
+                    assert broken.chunks + rest.chunks == first.chunks
 
     def test_a_decisions_stream_may_break_and_be_observed_on(self, client: MastraClient) -> None:
         first = client.stream(REFUND)

@@ -204,8 +204,7 @@ class TestOptions:
         schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
         form = {"schema": schema, "jsonPromptInjection": True} if native else {"schema": schema}
         call = client.stream(prompt, structuredOutput=form)
-        [result] = [chunk["object"] for chunk in call.chunks if chunk["type"] == "object-result"]
-        assert result == {"city": "Basel"}
+        assert call.of_type("finish")[-1]["output"]["object"] == {"city": "Basel"}
         assert client.call("generate", prompt, {"structuredOutput": form})["object"] == {"city": "Basel"}
 
 
