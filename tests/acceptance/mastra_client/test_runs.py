@@ -198,7 +198,9 @@ class TestOptions:
         assert json.loads(call.of_type("tool-result")[0]["result"]) == {"tenant": "acme"}
 
     @pytest.mark.parametrize(
-        ("prompt", "native"), [('call final_result {"city": "Basel"}', False), ('say {"city":"Basel"}', True)]
+        ("prompt", "native"),
+        [('call final_result {"city": "Basel"}', False), ('say {"city":"Basel"}', True)],
+        ids=["tool", "prompted"],
     )
     def test_structured_output_comes_as_an_object(self, client: MastraClient, prompt: str, native: bool) -> None:
         schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}

@@ -94,6 +94,7 @@ def test_a_queued_message_is_a_run_of_its_own_behind_the_one_that_goes_on(roamin
 @pytest.mark.parametrize(
     ("method", "message"),
     [("sendMessage", {"message": "tell"}), ("sendSignal", {"signal": {"type": "user", "contents": "tell"}})],
+    ids=["message", "signal"],
 )
 def test_a_message_to_a_run_that_goes_on_is_told_to_the_model(
     client: MastraClient, site: Site, method: str, message: dict[str, Any]
@@ -120,7 +121,7 @@ def test_a_message_to_a_run_that_nobody_knows_is_refused(client: MastraClient) -
     assert failed.value.status == 404
 
 
-@pytest.mark.parametrize(("approved", "said"), [(True, "refunded 5"), (False, "The tool said")])
+@pytest.mark.parametrize(("approved", "said"), [(True, "refunded 5"), (False, "The tool said")], ids=["yes", "no"])
 def test_an_approval_by_thread_goes_on_for_its_subscribers(roaming: MastraClient, approved: bool, said: str) -> None:
     thread = new_id()
     with roaming.open("subscribeToThread", whose(thread)) as subscriber:
