@@ -36,7 +36,7 @@ test-resume: $(INSTALLED) ## Run the functional tests with every run given back 
 		tests/integration/test_decisions.py tests/integration/test_conversations.py tests/integration/test_completion.py \
 		tests/integration/test_budgets.py tests/integration/test_cancel.py tests/acceptance/test_budgets.py \
 		tests/acceptance/test_api.py tests/acceptance/test_providers.py tests/acceptance/test_any_input.py \
-		tests/acceptance/test_event_source.py tests/acceptance/test_bad_input.py \
+		tests/acceptance/test_event_source.py tests/acceptance/test_bad_input.py tests/acceptance/mastra_client \
 		--deselect tests/acceptance/test_api.py::TestRun::test_an_ended_run_tells_all_about_itself \
 		--deselect tests/acceptance/test_api.py::TestStream::test_every_frame_has_its_seq_as_id_and_the_last_is_final $(ARGS)
 

@@ -11,6 +11,7 @@ from durable.dev.stack import Child
 from tests.acceptance.mastra_client.agents import KINDS
 from tests.acceptance.mastra_client.driver import FOLDER, Driver, MastraClient
 from tests.acceptance.node_project import with_packages
+from tests.conftest import ALWAYS_RESUME
 from tests.deployment import Deployment
 
 AGENTS = "tests.acceptance.mastra_client.agents"
@@ -46,10 +47,15 @@ def driver() -> Iterator[Driver]:
 @pytest.fixture(scope="session")
 def site(redis_url: str) -> Iterator[Site]:
     """One worker and three API servers, for all tests of Mastra's client that do not end them."""
-    env = {"DURABLE_LEASE_SECONDS": "2", "DURABLE_HEARTBEAT_SECONDS": "0.5", "DURABLE_FLUSH_MS": "0"}
+    env = {
+        "DURABLE_LEASE_SECONDS": "2",
+        "DURABLE_HEARTBEAT_SECONDS": "0.5",
+        "DURABLE_FLUSH_MS": "0",
+        "DURABLE_ALWAYS_RESUME": str(ALWAYS_RESUME),
+    }
     with Deployment(redis_url, env=env, agents=AGENTS, api_agents=AGENTS) as deployment:
-        servers = deployment.start_apis(SERVERS)
         deployment.start_worker()
+        servers = deployment.start_apis(SERVERS)
         yield Site(deployment, servers)
 
 
