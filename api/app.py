@@ -23,6 +23,7 @@ from durable.store import Store
 from . import agents, background, budgets, decisions, health, inside, problems, runs, threads
 from .body_limit import BodyLimit
 from .closing import on_stop_signals
+from .cors import allow_origins
 from .documentation import Documented
 from .mastra.door import create_door
 
@@ -65,6 +66,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.add_middleware(BodyLimit, max_bytes=(settings or Settings()).max_body_bytes)
     problems.install(app)
+    allow_origins(app, (settings or Settings()).cors_origins)
     for module in (runs, decisions, budgets, inside, background, threads, agents, health):
         app.include_router(module.router)
     app.mount("/api", create_door(app.state))

@@ -53,6 +53,9 @@ class Settings(BaseSettings):
     max_buffer_bytes: int = Field(16_777_216, ge=65_536, description="Chunks of one run that wait for Redis, at most.")
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
+    cors_origins: str = Field(
+        "", description="Origins of pages that may call the API from a browser: `https://…,…`, or `*` for all."
+    )
     url: str = Field("http://127.0.0.1:8000", description="The API that the command line and `Client` talk to.")
     heartbeat_file: Path | None = Field(None, description="Touched by a worker while its event loop turns.")
     always_resume: bool = Field(default=False, description="Give the lease back after every step (for tests).")
