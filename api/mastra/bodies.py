@@ -159,6 +159,8 @@ def _request(fields: Fields) -> RunRequest:
 
 
 def _place(loc: tuple[int | str, ...]) -> str:
+    if loc[0] == "include":
+        return "includeRawChunks"
     return ".".join(to_camel(str(part)) if index == 0 else str(part) for index, part in enumerate(loc))
 
 
@@ -277,6 +279,12 @@ def _context(value: Json) -> Fields:
     return {"deps": value} if value else {}
 
 
+def _raw_chunks(value: Json) -> Fields:
+    if not isinstance(value, bool):
+        raise refuse(("includeRawChunks", "This is true or false."))
+    return {"include": ["raw"]} if value else {}
+
+
 def _object(value: Json, place: str, *known: str) -> Value:
     """A field that is an object, with nothing in it that is not known."""
     if not isinstance(value, dict):
@@ -299,4 +307,5 @@ _TERMS: Final[dict[str, Callable[[Json], Fields]]] = {
     "structuredOutput": _structured_output,
     "clientTools": _client_tools,
     "requestContext": _context,
+    "includeRawChunks": _raw_chunks,
 }

@@ -50,6 +50,7 @@ async def begun(backend: Backend, agent: str, asked: Asked) -> tuple[RunRecord, 
         if found is not None:
             return found, await go_on(backend, found, asked)
     read_conversation(asked.request)
+    announced.abilities.check(asked.request)
     new = NewRun(
         agent=announced.name,
         kind=announced.kind,
