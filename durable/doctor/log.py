@@ -78,7 +78,7 @@ class LogReview:
         for seq, body in enumerate(entry.bodies, entry.first):
             try:
                 chunk = orjson.loads(body)
-                yield from self._chunk(seq, chunk)
+                yield from self._chunk(seq, chunk, outside=entry.attempt == 0)
             except (ValueError, TypeError, AttributeError, KeyError):
                 yield self._finding("log", f"Chunk {seq} can't be read.")
 
@@ -117,7 +117,7 @@ class LogReview:
                     message = f"The call {call} {what} {told[call]} times by the log, and {stored} times by the ledger."
                     yield self._finding("ledger", message)
 
-    def _chunk(self, seq: int, chunk: dict[str, Json]) -> Iterator[Finding]:
+    def _chunk(self, seq: int, chunk: dict[str, Json], *, outside: bool) -> Iterator[Finding]:
         kind, payload = chunk["type"], chunk.get("payload") or {}
         if chunk.get("final"):
             self._finals.append(seq)
@@ -141,7 +141,8 @@ class LogReview:
                 yield self._finding("outcome", f"Chunk {seq} is another outcome of the call {call}.")
             self.outcomes.setdefault(call, kind)
         self.asked[call] += kind in _ASKING
-        self.answered[call] += kind in _ANSWERS
+        # What the caller's own tool returned is told with its answer, by no attempt.
+        self.answered[call] += kind in _ANSWERS or (outside and kind == "tool-result")
 
     def _inherited(self, call: str) -> bool:
         """Whether a retry has the outcome from the run that it repeats, whose log has it."""

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from pydantic_ai import Agent
+from pydantic_ai.messages import ModelMessage
+from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
 from pydantic_ai.models.test import TestModel
 from typer.testing import CliRunner
 
@@ -21,6 +23,7 @@ from durable.leases import release, suspend
 from durable.settings import Settings
 from durable.suspension import Suspension
 from durable.writer import Note, Waiting
+from tests.conftest import eventually
 from tests.deployment import Deployment
 from tests.workbench import Workbench, completed, delta, finish, step_start
 
@@ -105,6 +108,27 @@ async def test_whole_runs_of_an_agent_are_sound(settings: Settings, bench: Workb
         assert (await agent.generate("go")).output is not None
     await agent.aclose()
     assert await found(bench) == []
+
+
+async def test_results_of_the_callers_tools_are_answers(settings: Settings, bench: Workbench) -> None:
+    calls = [{"look": {}}, "done"]
+
+    async def model(_messages: list[ModelMessage], _info: AgentInfo) -> AsyncIterator[str | DeltaToolCalls]:
+        said = calls.pop(0)
+        yield said if isinstance(said, str) else {0: DeltaToolCall(name="look", json_args="{}", tool_call_id="c1")}
+
+    agent = Agent(FunctionModel(stream_function=model), name="looking")
+    async with create_durable_agent(agent, cache=settings) as wrapped:
+        handle = await wrapped.stream("hi", client_tools=[{"name": "look", "parameters": {"type": "object"}}])
+
+        async def waits() -> bool:
+            return (await handle.status()).status == "suspended"
+
+        await eventually(waits, what="the run to wait")
+        assert await found(bench) == []
+        await handle.resume("c1", "seen")
+        assert (await handle.result()).output == "done"
+        assert await found(bench) == []
 
 
 async def test_an_expired_run_is_no_finding(bench: Workbench) -> None:
