@@ -13,7 +13,15 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from pydantic_ai import Agent, RunContext
-from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, SystemPromptPart, UserPromptPart
+from pydantic_ai.messages import (
+    BinaryContent,
+    ModelMessage,
+    ModelRequest,
+    ModelResponse,
+    SystemPromptPart,
+    ToolReturnPart,
+    UserPromptPart,
+)
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
 
 from durable import RunInfo, create_durable_agent, create_evented_agent
@@ -52,10 +60,18 @@ def given(messages: list[ModelMessage], info: AgentInfo) -> dict[str, Any]:
     return {
         "instructions": info.instructions,
         "system": [part.content for part in parts if isinstance(part, SystemPromptPart)],
-        "prompts": [part.content for part in parts if isinstance(part, UserPromptPart)],
+        "prompts": [told_of(part) for part in parts if isinstance(part, UserPromptPart)],
+        "returns": [part.content for part in parts if isinstance(part, ToolReturnPart)],
         "settings": {**(info.model_settings or {})},
         "tools": sorted(tool.name for tool in info.function_tools),
     }
+
+
+def told_of(prompt: UserPromptPart) -> str | list[str]:
+    """A prompt's text; of one that is more than that its texts and the types of its files."""
+    if isinstance(prompt.content, str):
+        return prompt.content
+    return [item.media_type if isinstance(item, BinaryContent) else str(item) for item in prompt.content]
 
 
 async def context(ctx: RunContext[Any]) -> str:

@@ -90,6 +90,26 @@ class TestText:
         assert told["prompts"] == ["say one", "tell"]
         assert "Be brief." in [*told["system"], told["instructions"]]
 
+    def test_files_and_earlier_calls_reach_the_model(self, client: MastraClient) -> None:
+        pixel = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+        call = {"type": "tool-call", "toolCallId": "c-1", "toolName": "add", "args": {"a": 1, "b": 2}}
+        result = {"type": "tool-result", "toolCallId": "c-1", "toolName": "add", "result": 3}
+        messages = [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "see"},
+                    {"type": "image", "image": pixel, "mimeType": "image/png"},
+                ],
+            },
+            {"role": "assistant", "content": [call]},
+            {"role": "tool", "content": [result]},
+            {"role": "assistant", "content": [{"type": "text", "text": "3"}]},
+            {"role": "user", "content": "tell"},
+        ]
+        told = json.loads(client.stream(messages).text)
+        assert (told["prompts"][0], told["prompts"][-1], told["returns"]) == (["see", "image/png"], "tell", [3])
+
 
 class TestTools:
     """A run that calls tools of the server."""

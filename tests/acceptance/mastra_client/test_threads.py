@@ -48,6 +48,44 @@ def test_a_thread_remembers_what_was_said(roaming: MastraClient) -> None:
         assert told["prompts"] == ["say one", "tell"]
 
 
+def test_runs_of_one_thread_come_one_after_the_other(roaming: MastraClient) -> None:
+    thread = new_id()
+    first = roaming.begin("slowly 20 one two three", **in_thread(thread)).until_said("one")
+    second = roaming.stream("tell", **in_thread(thread))
+    assert first.is_over
+    assert json.loads(second.text)["prompts"] == ["slowly 20 one two three", "tell"]
+
+
+def test_a_thread_whose_run_waits_takes_no_other_and_is_aborted(client: MastraClient) -> None:
+    thread = new_id()
+    first = client.stream(REFUND, **in_thread(thread))
+    with pytest.raises(ClientFailed) as failed:
+        client.stream("say x", **in_thread(thread))
+    assert failed.value.status == 409
+    assert client.call("abortThread", whose(thread)) == {"aborted": True}
+    assert client.observe(first.run_id).reason == "abort"
+    assert json.loads(client.stream("tell", **in_thread(thread)).text)["prompts"] == [REFUND, "tell"]
+
+
+def test_a_thread_belongs_to_one_person(client: MastraClient) -> None:
+    thread = new_id()
+    run_id = client.stream(REFUND, **in_thread(thread)).run_id
+    mallory = {"threadId": thread, "resourceId": "mallory"}
+    requests: list[tuple[str, tuple[Any, ...]]] = [
+        ("stream", ("say x", {"memory": {"thread": thread, "resource": "mallory"}})),
+        ("subscribeToThread", (mallory,)),
+        ("sendMessage", ({"message": "x", **mallory},)),
+        ("queueMessage", ({"message": "x", **mallory},)),
+        ("sendToolApproval", ({"toolCallId": "call-0", "approved": True, **mallory},)),
+        ("abortThread", (mallory,)),
+    ]
+    for method, args in requests:
+        with pytest.raises(ClientFailed) as failed:
+            client.start(method, *args).done()
+        assert (method, failed.value.status) == (method, 409)
+    assert client.call("listSuspendedRuns", {"threadId": thread})["runs"][0]["runId"] == run_id
+
+
 def test_a_subscriber_hears_every_run_of_a_thread_from_then_on(roaming: MastraClient) -> None:
     thread = new_id()
     with roaming.open("subscribeToThread", whose(thread)) as subscriber:
