@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -46,7 +49,7 @@ def driver() -> Iterator[Driver]:
 
 @pytest.fixture(scope="session")
 def site(redis_url: str) -> Iterator[Site]:
-    """One worker and three API servers, for all tests of Mastra's client that do not end them."""
+    """One worker and three API servers, for all tests of Mastra's client. In the end all that is stored is in order."""
     env = {
         "DURABLE_LEASE_SECONDS": "2",
         "DURABLE_HEARTBEAT_SECONDS": "0.5",
@@ -57,6 +60,15 @@ def site(redis_url: str) -> Iterator[Site]:
         deployment.start_worker()
         servers = deployment.start_apis(SERVERS)
         yield Site(deployment, servers)
+        examined = subprocess.run(
+            [sys.executable, "-m", "durable.cli", "doctor"],
+            env={**os.environ, **deployment.environment, "DURABLE_REDIS_URL": redis_url},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert examined.returncode == 0, f"what the client has left behind is not in order: {examined.stdout}"
 
 
 @pytest.fixture(params=KINDS)
