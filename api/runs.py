@@ -13,7 +13,7 @@ from durable.backend import Backend
 from durable.conversation import read_conversation
 from durable.errors import InvalidRequest
 from durable.journal import Entry, read, read_cursor
-from durable.runs import NewRun, RunRecord, check_include, check_policy, check_thread_id
+from durable.runs import NewRun, RunRecord, check_policy, check_thread_id
 from durable.views import ChunkPage, RunPage, RunStatus, RunView
 
 from .bodies import LONGEST_IDLE_MS, CancelBody, Idle, MessageBody, SubmitBody, seconds_of
@@ -65,7 +65,6 @@ async def submit(
     announced = await backend.announcements.get(agent)
     check_policy(request, announced.approval_policies)
     announced.abilities.check(request)
-    check_include(request.include, raw=announced.raw)
     new = NewRun(
         agent=announced.name,
         kind=announced.kind,

@@ -13,7 +13,8 @@ from pydantic_ai.toolsets import FunctionToolset
 
 from durable.chunks.base import Wire
 from durable.errors import InvalidRequest
-from durable.runs import RunRequest
+from durable.providers import shows_events
+from durable.runs import RunRequest, check_include
 
 OF_TOOLS: Final = ("for_run", "get_toolset", "prepare_tools", "get_wrapper_toolset")
 """By which a capability may give an agent other tools."""
@@ -25,24 +26,29 @@ class Abilities(Wire):
     Attributes:
         tools: The names of all tools that it may have; None when that is not known.
         fixed_output: Whether its output validators want its own output type.
+        raw: Whether the events of its model's provider can be seen.
     """
 
     tools: list[str] | None = None
     fixed_output: bool = False
+    raw: bool = False
 
     @classmethod
     def of(cls, agent: AbstractAgent[Any, Any]) -> Self:
         """What is known of an agent."""
-        return cls(tools=_tools(agent), fixed_output=has_fixed_output(agent))
+        model = getattr(agent, "model", None)
+        return cls(tools=_tools(agent), fixed_output=has_fixed_output(agent), raw=shows_events(model))
 
     def check(self, request: RunRequest) -> None:
         """Refuse what the agent surely can't do.
 
         Raises:
-            InvalidRequest: It has no such tool, has one of the name of a client's, or can't return what is asked for.
+            InvalidRequest: It has no such tool, has one of the name of a client's, can't return what is asked for, or its
+                provider's events can't be seen.
         """
         if request.output_schema is not None and self.fixed_output:
             raise InvalidRequest("The agent's output validators want its own output type.", field="outputSchema")
+        check_include(request.include, raw=self.raw)
         if self.tools is None:
             return
         brought = {tool.name for tool in request.client_tools or []}

@@ -21,7 +21,6 @@ from durable.abilities import Abilities
 from durable.chunks import Wire
 from durable.definition import AgentDefinition, AgentKind
 from durable.errors import StoreUnavailable, UnknownAgent
-from durable.providers import shows_events
 from durable.settings import Settings
 from durable.store import Store
 from durable.views import AgentView, ToolView
@@ -42,7 +41,6 @@ class Announcement(Wire):
     retention: int | None = None
     approval_policies: list[str] = Field(default_factory=list)
     abilities: Abilities = Field(default_factory=Abilities)
-    raw: bool = False
     view: AgentView
 
     @classmethod
@@ -69,7 +67,6 @@ class Announcement(Wire):
             retention=definition.retention,
             approval_policies=sorted(definition.policies),
             abilities=Abilities.of(agent),
-            raw=shows_events(model),
             view=view,
         )
 

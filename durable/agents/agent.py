@@ -31,7 +31,6 @@ from durable.definition import (
     define,
 )
 from durable.errors import InvalidRequest
-from durable.providers import shows_events
 from durable.runs import (
     ClientTool,
     NewRun,
@@ -39,7 +38,6 @@ from durable.runs import (
     OnClientTools,
     OutputMode,
     RunRequest,
-    check_include,
     check_policy,
     read_until_idle,
 )
@@ -209,7 +207,6 @@ class DurableAgent:
         read_conversation(request)
         check_policy(request, self.definition.policies)
         Abilities.of(self.definition.agent).check(request)
-        check_include(request.include, raw=shows_events(self.definition.agent.model))
         backend = await self._backend()
         definition = self.definition
         new = NewRun(

@@ -172,7 +172,7 @@ async def _warm_up() -> None:
     settings, store = Settings(), Store.in_memory()
     runs = Runs(store, settings)
     request = RunRequest(prompt="warm up")
-    record, _ = await runs.create(NewRun("everything", "evented", "nowhere", request, retention=60))
+    record, _ = await runs.create(NewRun("everything", "evented", "nowhere", request, retention=3600))
     engine = Engine(store, settings, load_agents(AGENTS), redispatch=_nobody)
     await engine.start()
     await engine.execute(record.run_id)

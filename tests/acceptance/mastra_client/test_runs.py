@@ -227,6 +227,7 @@ class TestOptions:
         form = {"schema": schema, "jsonPromptInjection": True} if native else {"schema": schema}
         call = client.stream(prompt, structuredOutput=form)
         assert call.of_type("finish")[-1]["output"]["object"] == {"city": "Basel"}
+        assert [chunk["object"] for chunk in call.chunks if chunk["type"] == "object-result"] == [{"city": "Basel"}]
         assert client.call("generate", prompt, {"structuredOutput": form})["object"] == {"city": "Basel"}
 
 
