@@ -28,7 +28,7 @@ class Reference:
         chunks: Its log.
         record: Its record's output and usage.
         messages: Its conversation.
-        ledger: Its recorded outcomes, and its answers without the moments at which they were given.
+        ledger: Its recorded outcomes, and its answers without when they were given, and where the log has them.
         effects: How often each call was executed, by its key without the run's id; and each model request.
     """
 
@@ -58,7 +58,7 @@ class Reference:
 
 def _timeless(answer: bytes) -> bytes:
     """An answer without the moment at which it was given."""
-    return Answer.model_validate_json(answer).model_copy(update={"at": None}).to_json()
+    return Answer.model_validate_json(answer).model_copy(update={"at": None, "seq": None}).to_json()
 
 
 async def recorded(stage: Stage, run_id: str) -> set[str]:
