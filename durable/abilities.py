@@ -43,8 +43,8 @@ class Abilities(Wire):
         """Refuse what the agent surely can't do.
 
         Raises:
-            InvalidRequest: It has no such tool, has one of the name of a client's, can't return what is asked for, or its
-                provider's events can't be seen.
+            InvalidRequest: It has no such tool, has one of the name of a client's, can't return what is asked for, or
+                its provider's events can't be seen.
         """
         if request.output_schema is not None and self.fixed_output:
             raise InvalidRequest("The agent's output validators want its own output type.", field="outputSchema")
