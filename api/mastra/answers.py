@@ -11,18 +11,29 @@ from durable.decisions import Answer
 from durable.errors import AlreadyDecided, AmbiguousCall, InvalidRequest, RunEnded, UnknownCall
 from durable.runs import RunRecord
 
+from .repeats import Repeats
+
 OPEN = "The calls that wait are named by toolCallId: give one of these."
 
 
-async def answered(backend: Backend, record: RunRecord, call: str, answer: Answer) -> int:
+async def answered(
+    backend: Backend, record: RunRecord, call: str, answer: Answer, *, question: str | None = None
+) -> int:
     """Answer a call; the cursor before the chunk that tells of it. For a call below the run, which is told elsewhere,
     it is where the run's log ended before.
+
+    Args:
+        backend: The run layer.
+        record: The run.
+        call: The call.
+        answer: The answer.
+        question: Which of its questions is answered. Default: the last one.
 
     Raises:
         DurableError: as `Backend.decide` does.
     """
     try:
-        await backend.decide(record.run_id, call, answer)
+        await backend.decide(record.run_id, call, answer, question=question)
     except (AlreadyDecided, InvalidRequest):
         # The call may have been asked something else since: this is then the answer to what it was asked before.
         if not await _was_given(backend, record, call, answer):
@@ -31,7 +42,10 @@ async def answered(backend: Backend, record: RunRecord, call: str, answer: Answe
         given = await backend.decisions.given(record.run_id, call, answer)
     except UnknownCall:
         given = None
-    return record.last_seq if given is None or given.seq is None else given.seq - 1
+    if given is None or given.seq is None:
+        same = Repeats(backend, "answer", record.run_id, call, answer.digest())
+        return int(await same.first(str(record.last_seq)))
+    return given.seq - 1
 
 
 async def _was_given(backend: Backend, record: RunRecord, call: str, answer: Answer) -> bool:
@@ -44,6 +58,9 @@ async def _was_given(backend: Backend, record: RunRecord, call: str, answer: Ans
 async def resumed(backend: Backend, record: RunRecord, call: str | None, data: Json) -> int:
     """Give a call what it waits for; the cursor before the chunk that tells of it.
 
+    The same request within a few seconds is for what the first one was for: what the run asks next is nothing that its
+    sender has seen.
+
     Args:
         backend: The run layer.
         record: The run.
@@ -54,10 +71,20 @@ async def resumed(backend: Backend, record: RunRecord, call: str | None, data: J
         AmbiguousCall: Several calls wait.
         DurableError: as `Backend.decide` does.
     """
+    same = Repeats(backend, "resume", record.run_id, call, data)
+    meant = await same.known() or await _meant(backend, record, call)
+    kind, question, call = meant.split(" ", 2)
+    if question:
+        kind, question, call = (await same.first(meant)).split(" ", 2)
+    return await answered(backend, record, call, _answer(kind, data), question=question or None)
+
+
+async def _meant(backend: Backend, record: RunRecord, call: str | None) -> str:
+    """What a call waits for, which of its questions that is, and the call; without the question when it does not wait
+    any more."""
     [view] = await backend.views([record])
-    waiting = {each.tool_call_id: each.kind for each in view.pending or []}
+    waiting = {each.tool_call_id: each for each in view.pending or []}
     [own] = await backend.decisions.calls([record.run_id])
-    kinds = {each.tool_call_id: each.question.kind for each in own} | waiting
     if call is None:
         if len(waiting) > 1:
             raise AmbiguousCall(OPEN, issues=[{"field": "toolCallId", "message": OPEN}])
@@ -66,7 +93,10 @@ async def resumed(backend: Backend, record: RunRecord, call: str | None, data: J
         call = next(iter(waiting), None if newest is None else newest.tool_call_id)
     if call is None:
         raise RunEnded("The run has ended, and no call of it has waited.") if view.ended else UnknownCall
-    return await answered(backend, record, call, _answer(kinds.get(call), data))
+    if call in waiting:
+        return f"{waiting[call].kind} {waiting[call].question_id or ''} {call}"
+    kind = next((each.question.kind for each in own if each.tool_call_id == call), "")
+    return f"{kind}  {call}"
 
 
 def _answer(kind: str | None, data: Json) -> Answer:

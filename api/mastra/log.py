@@ -1,7 +1,8 @@
 """A run's log as this door tells it: chunk for chunk, so that how many a reader has received is its cursor.
 
-What was declared void keeps its place, with empty text. A range that is declared void after this response has told text
-of it can't be taken back: the response ends there, without a mark, and whoever reads asks again from the start.
+What was declared void keeps its place, with empty text or an empty object. A range that is declared void after this
+response has told text of it can't be taken back: the response ends there, without a mark, and whoever reads asks again
+from the start.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ Range = tuple[int, int]
 
 _TEXTS: Final = {"text-delta": "text", "reasoning-delta": "text", "tool-call-delta": "argsTextDelta"}
 _DELTAS: Final = tuple(b'{"type":"%b"' % name.encode() for name in _TEXTS)
+_OBJECT: Final = b'{"type":"object"'
 _STEP: Final = b'{"type":"step-start"'
 
 
@@ -130,8 +132,10 @@ class _Telling:
 
 
 def _emptied(body: bytes) -> bytes:
-    if not body.startswith(_DELTAS):
+    if not body.startswith((*_DELTAS, _OBJECT)):
         return body
     chunk = orjson.loads(body)
+    if "object" in chunk:
+        return orjson.dumps(chunk | {"object": {}})
     chunk["payload"][_TEXTS[chunk["type"]]] = ""
     return orjson.dumps(chunk)

@@ -13,6 +13,7 @@ import orjson
 
 from durable.backend import Backend
 from durable.runs import new_run_id
+from durable.runs.collection import as_json
 from durable.store import text
 
 KNOWN_SECONDS: Final = 3
@@ -26,10 +27,14 @@ class Repeats:
     Args:
         backend: The run layer.
         request: What tells it from others, as JSON.
+
+    Raises:
+        InvalidRequest: It can't be stored as JSON.
     """
 
     def __init__(self, backend: Backend, *request: Any) -> None:
-        digest = hashlib.sha256(orjson.dumps(request, option=orjson.OPT_SORT_KEYS)).hexdigest()
+        with as_json():
+            digest = hashlib.sha256(orjson.dumps(request, option=orjson.OPT_SORT_KEYS)).hexdigest()
         self._store = backend.store
         self._name = backend.store.keys.repeated(digest)
 
@@ -39,9 +44,28 @@ class Repeats:
         Raises:
             StoreUnavailable: Redis does not answer.
         """
+        return await self.first(new_run_id(), seconds)
+
+    async def first(self, value: str, seconds: int = KNOWN_SECONDS) -> str:
+        """What the first of these requests has come with: `value`, if this is it. So each of them means the same run or
+        call, whatever has become of that since.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
         async with self._store.guard():
-            known = await self._store.redis.set(self._name, found := new_run_id(), nx=True, ex=seconds, get=True)
-        return found if known is None else text(known)
+            known = await self._store.redis.set(self._name, value, nx=True, ex=seconds, get=True)
+        return value if known is None else text(known)
+
+    async def known(self) -> str | None:
+        """The same; None if this is the first.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        async with self._store.guard():
+            known = await self._store.redis.get(self._name)
+        return None if known is None else text(known)
 
     async def answered(self) -> None:
         """It is about to be answered: from now on it is known for `KNOWN_SECONDS`.

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from durable.backend import Backend
 from durable.conversation import read_conversation
-from durable.errors import UnknownRun
+from durable.errors import StoreUnavailable, UnknownRun
 from durable.runs import NewRun, RunRecord
 
 from ..dependencies import TheBackend
@@ -22,7 +22,7 @@ from .client_tools import go_on
 from .framing import stream
 from .log import run_of, told
 from .outcome import outcome
-from .problems import refuse
+from .problems import Refused, refuse
 
 router = APIRouter(prefix="/agents/{agent}")
 
@@ -89,8 +89,15 @@ async def post_stream_until_idle(agent: str, body: Sent, backend: TheBackend) ->
 @router.post("/generate")
 async def post_generate(agent: str, body: Sent, backend: TheBackend, request: Request) -> Response:
     """Begin a run and wait for what it comes to."""
-    record, _ = await begun(backend, agent, read_execution(body))
-    return await outcome(backend, record, request)
+    asked = read_execution(body)
+    record, _ = await begun(backend, agent, asked)
+    try:
+        return await outcome(backend, record, request)
+    except StoreUnavailable:
+        if asked.run_id is not None:
+            raise
+        # The client would send this again, and without a run id that would be another run.
+        raise Refused(409, f"Nobody waits for the run {record.run_id} any more. It goes on: observe it.") from None
 
 
 @router.post("/observe")

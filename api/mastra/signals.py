@@ -14,7 +14,7 @@ from fastapi import APIRouter, Response
 
 from durable.backend import Backend
 from durable.chunks.base import Json
-from durable.errors import RunEnded
+from durable.errors import RunEnded, ThreadConflict
 from durable.runs import RunRecord
 from durable.runs.record import RUN_ID
 
@@ -95,6 +95,7 @@ async def queue_message(agent: str, body: Sent, backend: TheBackend) -> Response
     told, run_id = _read(body, "message", _message), await Repeats(backend, "queue-message", agent, body).id()
     if told.run_id is not None:
         record = await run_of(backend, agent, told.run_id)
+        _check_place(record, told)
         if record.thread_id is None:
             raise refuse(("runId", "The run has no thread in which another could follow it."))
         told = replace(told, thread_id=record.thread_id, resource_id=record.resource_id)
@@ -108,12 +109,14 @@ async def queue_message(agent: str, body: Sent, backend: TheBackend) -> Response
 
 async def _tell(backend: Backend, agent: str, told: Told, request_id: str) -> Response:
     if told.run_id is not None:
-        live: RunRecord | None = await run_of(backend, agent, told.run_id)
+        live: RunRecord | None = (named := await run_of(backend, agent, told.run_id))
+        _check_place(named, told)
     else:
         live = await live_run(backend, agent, told.thread_id or "", told.resource_id)
-    if live is not None and live.run_id == request_id:
-        return _accepted(live.run_id, told, request_id)  # it has begun with this very message
-    if live is not None and (told.run_id is not None or not live.status.ended):
+        # A request that is sent again means the run that it was for: that one may have ended since, or begun with it.
+        meant = await Repeats(backend, "told", request_id).first("" if live is None else live.run_id)
+        live = await run_of(backend, agent, meant) if meant else None
+    if live is not None:
         if told.if_active == "discard":
             return _accepted(live.run_id, told, request_id)
         message_id = str((told.signal or {}).get("id") or request_id)
@@ -138,6 +141,14 @@ async def _begin(backend: Backend, agent: str, told: Told, run_id: str) -> Respo
     asked = read_execution({**told.options, "memory": memory, "messages": messages})
     record, _ = await begun(backend, agent, replace(asked, run_id=asked.run_id or run_id))
     return _accepted(record.run_id, told, run_id)
+
+
+def _check_place(record: RunRecord, told: Told) -> None:
+    """Refuse a run that is not where the sender takes it to be."""
+    if told.thread_id not in {None, record.thread_id}:
+        raise refuse(("threadId", "The run is of another thread."))
+    if told.resource_id not in {None, record.resource_id}:
+        raise ThreadConflict
 
 
 def _accepted(run_id: str, told: Told, request_id: str) -> Response:

@@ -67,6 +67,8 @@ async def abort(agent: str, body: AbortBody, backend: TheBackend) -> Response:
     record = await live_run(backend, agent, body.thread_id, body.resource_id)
     if record is None or body.expected_run_id not in {None, record.run_id}:
         return as_json({"aborted": False})
+    if await Repeats(backend, "abort", agent, body.model_dump()).first(record.run_id) != record.run_id:
+        return as_json({"aborted": True})  # it was for the run before, and that one has ended since
     try:
         await backend.cancel(record.run_id)
     except RunEnded:

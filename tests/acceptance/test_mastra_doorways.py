@@ -49,6 +49,13 @@ def accepted(answer: httpx.Response) -> Body:
     return body
 
 
+def keep_repeats(redis_url: str) -> None:
+    """Let requests be known again for as long as the test takes."""
+    with Redis.from_url(redis_url) as redis:
+        for name in redis.scan_iter("*:repeated:*"):
+            redis.expire(name, 60)
+
+
 def test_agents_are_told_with_their_tools(mastra: MastraCaller) -> None:
     agents = mastra.get("/agents").json()
     assert {"scripted", "gated", "busy"} <= set(agents)
@@ -280,6 +287,71 @@ def test_a_run_that_a_message_begins_has_the_terms_that_come_with_it(mastra: Mas
     other = {**options, "memory": {"thread": new_id()}}
     wrong = {"message": "say a", **body, "ifIdle": {"streamOptions": other}}
     assert_refused(mastra.ask("send-message", wrong), 400, "ifIdle.streamOptions.memory")
+
+
+def test_a_message_that_is_sent_again_after_its_run_has_ended_is_told_once(
+    mastra: MastraCaller, caller: Caller, redis_url: str
+) -> None:
+    thread, wanted = new_id(), new_id()
+    run_id = caller.submit("slowly 50 a b c d e f", threadId=thread)
+    body = {"message": "say more", "threadId": thread}
+    assert accepted(mastra.ask("send-message", body))["runId"] == run_id
+    keep_repeats(redis_url)
+    caller.ended(run_id)
+    assert accepted(mastra.ask("send-message", body))["runId"] == run_id
+    options = {"runId": wanted, "memory": {"thread": thread}}
+    begins = {"message": "slowly 50 a b", "threadId": thread, "ifIdle": {"streamOptions": options}}
+    for _ in range(2):
+        assert accepted(mastra.ask("send-message", begins))["runId"] == wanted
+    caller.ended(wanted)
+    assert len(prompts_of(caller, run_id)) == 2
+    assert "user-message" not in types_of(mastra.observed(wanted))
+    assert len(caller.get("/v1/runs", params={"threadId": thread}).json()["runs"]) == 2
+
+
+def test_an_abort_that_is_sent_again_leaves_the_run_that_has_come_next(
+    mastra: MastraCaller, caller: Caller, redis_url: str
+) -> None:
+    thread = new_id()
+    first = caller.submit("slowly 100 " + "a " * 100, threadId=thread)
+    caller.wait_for_text(first, "a")
+    second = caller.submit("slowly 100 a b c d e f", threadId=thread)
+    assert mastra.ask("threads/abort", {"threadId": thread}).json() == {"aborted": True}
+    keep_repeats(redis_url)
+    caller.wait_for_text(second, "a")
+    assert mastra.ask("threads/abort", {"threadId": thread}).json() == {"aborted": True}
+    assert (caller.ended(first)["status"], caller.ended(second)["status"]) == ("cancelled", "completed")
+
+
+def test_a_run_is_told_something_only_where_its_sender_takes_it_to_be(mastra: MastraCaller, caller: Caller) -> None:
+    thread = new_id()
+    run_id = caller.submit("slowly 50 a b c", threadId=thread, resourceId="r")
+    body = {"message": "say more", "runId": run_id}
+    for route in ("send-message", "queue-message"):
+        assert_refused(mastra.ask(route, {**body, "threadId": new_id()}), 400, "threadId")
+        assert_refused(mastra.ask(route, {**body, "resourceId": "s"}), 409)
+    accepted(mastra.ask("send-message", {**body, "threadId": thread, "resourceId": "r"}))
+
+
+@pytest.mark.parametrize("value", ['"\\ud800"', "123456789012345678901234567890"])
+def test_what_can_not_be_stored_is_refused_once_and_for_all(mastra: MastraCaller, value: str) -> None:
+    for route, body in (
+        ("send-message", '{"threadId": "t", "message": %s}'),
+        (
+            "queue-message",
+            '{"threadId": "t", "message": "m", "ifIdle": {"streamOptions": {"requestContext": {"a": %s}}}}',
+        ),
+        ("signals", '{"threadId": "t", "signal": {"type": "user", "contents": "m", "createdAt": %s}}'),
+        ("tools/add/execute", '{"data": {"a": %s, "b": 1}}'),
+        ("threads/abort", '{"threadId": "t", "resourceId": %s}'),
+        ("resume-stream", '{"runId": "none", "resumeData": %s}'),
+        ("stream", '{"messages": "m", "requestContext": {"a": %s}}'),
+    ):
+        answer = mastra.post(
+            f"/agents/scripted/{route}", content=body % value, headers={"Content-Type": "application/json"}
+        )
+        assert answer.status_code < 500, (route, answer.text)
+        assert route in {"threads/abort", "resume-stream"} or answer.status_code == 400, (route, answer.text)
 
 
 def test_background_tasks_are_listed_looked_at_and_followed(mastra: MastraCaller, caller: Caller) -> None:

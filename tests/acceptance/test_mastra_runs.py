@@ -133,6 +133,9 @@ def test_a_suspended_call_is_resumed_and_asked_again_where_the_data_does_not_do(
 
     again = mastra.chunks("resume-stream", {"runId": run_id, "resumeData": {"colour": "tartan"}}, "gated")
     assert (again[0]["type"], again[-1]["type"]) == ("tool-call-decided", "tool-call-suspended")
+    # The client's own retry is no answer to what the call asks next.
+    repeated = mastra.chunks("resume-stream", {"runId": run_id, "resumeData": {"colour": "tartan"}}, "gated")
+    assert repeated == again
     body = {"runId": run_id, "resumeData": {"colour": "blue"}, "toolCallId": "call-0"}
     rest = mastra.chunks("resume-stream", body, "gated")
     assert text_of(rest).strip() == "The tool said painted blue"

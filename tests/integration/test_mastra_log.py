@@ -14,8 +14,10 @@ from fastapi.responses import StreamingResponse
 from api.mastra.framing import DONE
 from api.mastra.log import told
 from api.mastra.outcome import CLOSED, outcome
+from api.mastra.problems import Refused
+from api.mastra.runs import post_generate
 from durable.backend import Backend
-from durable.chunks import StepStart, StepStartPayload, VoidRange
+from durable.chunks import ObjectChunk, StepStart, StepStartPayload, VoidRange
 from durable.errors import StoreUnavailable
 from durable.settings import Settings
 from durable.store import Store
@@ -98,6 +100,28 @@ async def test_a_response_ends_before_what_takes_back_its_words(bench: Workbench
         "step-start", "text-delta", "text-delta", "step-start", "text-delta", "finish",
     ]  # fmt: skip
     assert pieces[-1] == DONE
+
+
+async def test_an_object_that_does_not_count_keeps_its_place(bench: Workbench, backend: Backend) -> None:
+    writer = await bench.writer()
+    for chunk in (step_start(), ObjectChunk(object={"a": 1}), voiding(1, 2), ObjectChunk(object={"b": 2}), finish()):
+        writer.write(chunk)
+    await writer.finish(completed())
+    pieces = [piece async for piece in told(backend, await backend.runs.get(writer.lease.run_id), 0)]
+    assert [chunk["object"] for chunk in chunks(pieces) if chunk["type"] == "object"] == [{}, {"b": 2}]
+    assert len(chunks(pieces)) == 5
+
+
+async def test_a_run_without_an_id_of_its_callers_is_not_asked_for_again(settings: Settings) -> None:
+    async with executing(settings) as backend:
+        await backend.announcements.announce([scripted.definition])
+        backend.hub.dismiss()
+        with pytest.raises(Refused) as refused:
+            await post_generate(scripted.definition.name, {"messages": "slowly 300 a b"}, backend, caller())
+        assert refused.value.status == 409
+        body = {"messages": "slowly 300 a b", "runId": "mine"}
+        with pytest.raises(StoreUnavailable):
+            await post_generate(scripted.definition.name, body, backend, caller())
 
 
 async def test_a_response_without_words_of_the_range_goes_on(bench: Workbench, backend: Backend) -> None:
