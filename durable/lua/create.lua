@@ -58,7 +58,8 @@ local function of_round(field)
   return step .. '!' .. round .. ':' .. call, step .. '+' .. int(tonumber(round) + 1) .. ':' .. call
 end
 
--- What was decided of the calls that this run takes over stays decided, and is told of this run, too.
+-- What was decided of the calls that this run takes over stays decided, and is told of this run, too. So are messages
+-- known whose model is this run's now: one that is sent again is the same.
 local function inherit(theirs, ours)
   local found = redis.call('HGETALL', theirs)
   local function taken(step, round, call)
@@ -80,6 +81,9 @@ local function inherit(theirs, ours)
         redis.call('HSET', ours, found[i], value)
         redis.call('HSET', run, 'asked', '1', 'decisions', redis.call('HGET', KEYS[12], 'decisions')) -- counted on from there
       end
+    elseif kind == 'm:' then
+      redis.call('HSET', ours, found[i], value)
+      redis.call('HSET', run, 'decisions', redis.call('HGET', KEYS[12], 'decisions')) -- as above: it names the next one
     end
   end
 end

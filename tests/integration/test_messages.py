@@ -242,6 +242,32 @@ async def test_a_retry_tells_what_the_failed_run_did_not_and_hears_what_it_is_to
         assert await result(again) == ["first", "second", "third"]
 
 
+async def test_a_message_of_a_failed_run_that_is_sent_to_its_retry_again_is_told_once(connected: Any) -> None:
+    model = Model()
+    model.fails = {2}
+    model.open.clear()
+    async with connected(Agent(model(), name="listener")) as agent:
+        failed = await agent.stream("first")
+        await model.busy.wait()
+        assert await failed.send("second", message_id="once")
+        model.open.set()
+
+        async def over() -> bool:
+            return (await failed.status()).status is RunStatus.FAILED
+
+        await eventually(over, what="the run to fail")
+        model.open.clear()
+        model.busy.clear()
+        record, _ = await (await agent._backend()).retry(failed.run_id)
+        again = await agent.handle(record.run_id)
+        assert not await again.send("second", message_id="once")
+        with pytest.raises(RunConflict):
+            await again.send("another", message_id="once")
+        model.open.set()
+        assert await result(again) == ["first", "second"]
+        assert model.asked == 3
+
+
 async def test_a_run_at_its_limit_ends_whatever_it_is_told(connected: Any) -> None:
     model = Model()
     model.open.clear()
