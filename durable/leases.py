@@ -37,6 +37,8 @@ class Lease:
         claims: Claims since the run last got on, with this one.
         deadline: `time.monotonic()` until which it certainly holds.
         on_lost: Called once, in the owner's event loop, when it no longer holds.
+        ending: Whether its owner has asked Redis to end it with the run, or to let the run wait, and has no answer yet:
+            that answer tells whether it was lost.
     """
 
     run_id: str
@@ -46,6 +48,7 @@ class Lease:
     claims: int = 1
     on_lost: Callable[[], None] = field(default=lambda: None)
     lost: bool = False
+    ending: bool = False
 
     @property
     def member(self) -> str:
@@ -147,7 +150,10 @@ async def suspend(
     for item in fields.items():
         args += item
     names = [keys.run(lease.run_id), keys.leases, keys.log(lease.run_id), keys.calls(lease.run_id)]
-    return text(await store.run(SUSPEND, names, args))
+    lease.ending = True
+    verdict = text(await store.run(SUSPEND, names, args))
+    lease.ending = verdict == "suspended"
+    return verdict
 
 
 def _release_call(store: Store, lease: Lease, wake_after: float) -> tuple[list[str], list[Any]]:
@@ -243,7 +249,7 @@ class LeaseKeeper:
         for lease, kept in zip(leases, replies, strict=True):
             if kept:
                 lease.deadline = begun + self._settings.lease_seconds
-            else:
+            elif not lease.ending:  # else it has gone with its run, or Redis refuses what its owner has asked
                 self._lose(lease)
         return True
 

@@ -324,6 +324,7 @@ class RunWriter:
             return
         if verdict in REFUSALS:
             self._number -= 1
+            self.lease.ending = False
         else:
             self.last_seq = int(reply[2])
             if batch.bodies and batch.ending is None:
@@ -373,6 +374,7 @@ class RunWriter:
         del self._pieces[:count]
         self._urgent = self._urgent and bool(self._pieces)
         self._number += 1
+        self.lease.ending = ending is not None
         self.under_way = _Batch(self._number, bodies, notes, ending)
         self._sender.enqueue(self)
         return self.under_way

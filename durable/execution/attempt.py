@@ -253,6 +253,7 @@ class Attempt:
         # A task that is cancelled before its first step never gets here: who stops it so early is heeded here instead.
         self._begun = True
         if self._stopped_by is not None:
+            self._close()
             return await self._stop()
         self._budget.start()
         try:
@@ -342,7 +343,6 @@ class Attempt:
         info = RunInfo(self.run_id, self._definition.name, token, metadata, self._deps)
         async with dependencies(self._definition, info) as deps:
             end = await self._turn.run(info, deps)
-        self._close()
         return await self._settle(self._endings.completed(end))
 
     async def _announce(self, mirror: Mirror) -> None:
@@ -440,6 +440,7 @@ class Attempt:
     async def _settle(self, end: tuple[Ending, list[Chunk]]) -> Outcome:
         """Write the end of the run. A cancel that came before wins over completing and failing. A run that completes
         leaves no call open; for one that fails or is cancelled, answers count: a retry makes the calls."""
+        self._close()
         ending, chunks = end
         if self._mirror is not None:
             await self._mirror.flush()

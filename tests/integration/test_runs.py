@@ -462,10 +462,64 @@ async def test_a_keeper_tells_the_owner_of_a_lease_that_somebody_took(hasty: Wor
         await keeper.stop()
 
 
-async def test_a_keeper_gives_up_a_lease_that_it_can_not_renew_in_time(hasty: Workbench) -> None:
+class _Late:
+    """Takes the answers to batches only when it may.
+
+    Attributes:
+        written: Whether Redis has taken a batch.
+        may: When answers are taken.
+    """
+
+    def __init__(self, bench: Workbench) -> None:
+        self.store, self.settings = bench.store, bench.settings
+        self.written = False
+        self.may = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def enqueue(self, writer: RunWriter) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._send(writer))
+
+    async def _send(self, writer: RunWriter) -> None:
+        script, keys, args = writer.call()
+        reply = await self.store.run(script, keys, args)
+        self.written = True
+        await self.may.wait()
+        writer.acknowledge(reply)
+
+
+async def test_a_lease_that_goes_with_its_run_is_not_taken_for_lost(redis_url: str) -> None:
+    async with Workbench(on(redis_url, lease_seconds=30, heartbeat_seconds=0.1)) as bench:
+        lease, late = await bench.claim(await bench.create()), _Late(bench)
+        writer = RunWriter(late, lease)
+        lease.on_lost = lambda: writer.fail(LeaseLost())
+        keeper, answers = LeaseKeeper(bench.store, bench.settings), list[Any]()
+        call = keeper._call
+
+        def renew(*args: Any) -> Any:
+            after = late.written  # then the run had ended before it was asked
+            replies = call(*args)
+            answers.extend(replies if after else [])
+            return replies
+
+        keeper._call = renew  # type: ignore[assignment, method-assign]  # tells what Redis has answered
+        keeper.start()
+        keeper.add(lease)
+        try:
+            ending = asyncio.create_task(writer.finish(completed(), finish()))
+            await eventually(lambda: _is(len(answers) > 1), what="renewals that come after the run's end")
+            assert set(answers) == {0}
+            late.may.set()
+            assert await ending == "written"
+            assert not lease.lost
+        finally:
+            await keeper.stop()
+
+
+@pytest.mark.parametrize("ending", [False, True])
+async def test_a_keeper_gives_up_a_lease_that_it_can_not_renew_in_time(hasty: Workbench, *, ending: bool) -> None:
     lost = asyncio.Event()
     lease = await hasty.claim(await hasty.create())
-    lease.on_lost = lost.set
+    lease.on_lost, lease.ending = lost.set, ending
     keeper = LeaseKeeper(hasty.store, hasty.settings)
     keeper._call = _away  # type: ignore[assignment, method-assign]  # a store that does not answer
     keeper.start()
