@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import Any, Final, Generic, Protocol, TypeVar, cast
@@ -384,7 +384,7 @@ class Observer:
         after: int = 0,
         *,
         silence: float | None = None,
-        pauses: Callable[[RunRecord], bool] | None = None,
+        pauses: Callable[[RunRecord], Awaitable[bool]] | None = None,
     ) -> AsyncGenerator[list[Entry]]:
         """All entries that follow a cursor, as soon as they are written; those that are there together come together.
 
@@ -444,7 +444,7 @@ class Observer:
         return record
 
     async def _over(
-        self, run_id: str, cursor: int, follower: _Follower, pauses: Callable[[RunRecord], bool] | None
+        self, run_id: str, cursor: int, follower: _Follower, pauses: Callable[[RunRecord], Awaitable[bool]] | None
     ) -> bool:
         """Whether the log will never have more than what the reader has, or not before something else happens."""
         record = await self._runs.get(run_id)
@@ -456,4 +456,4 @@ class Observer:
             follower.stir()
             return False
         follower.highest = max(follower.highest, cursor)
-        return record.status.ended or (pauses is not None and pauses(record))
+        return record.status.ended or (pauses is not None and await pauses(record))

@@ -13,11 +13,13 @@ from durable.runs import RunRecord
 
 from .repeats import Repeats
 
+WAITS = "!"
+"""Marks what a call waits for as long as it does."""
 OPEN = "The calls that wait are named by toolCallId: give one of these."
 
 
 async def answered(
-    backend: Backend, record: RunRecord, call: str, answer: Answer, *, question: str | None = None
+    backend: Backend, record: RunRecord, call: str, answer: Answer, *, run_id: str = "", question: str | None = None
 ) -> int:
     """Answer a call; the cursor before the chunk that tells of it. For a call below the run, which is told elsewhere,
     it is where the run's log ended before.
@@ -27,32 +29,30 @@ async def answered(
         record: The run.
         call: The call.
         answer: The answer.
+        run_id: The run below it whose call it is, if that is known.
         question: Which of its questions is answered. Default: the last one.
 
     Raises:
         DurableError: as `Backend.decide` does.
     """
     try:
-        await backend.decide(record.run_id, call, answer, question=question)
+        await backend.decide(run_id or record.run_id, call, answer, question=question)
     except (AlreadyDecided, InvalidRequest):
         # The call may have been asked something else since: this is then the answer to what it was asked before.
-        if not await _was_given(backend, record, call, answer):
+        if await _given(backend, run_id or record.run_id, call, answer) is None:
             raise
-    try:
-        given = await backend.decisions.given(record.run_id, call, answer)
-    except UnknownCall:
-        given = None
+    given = None if run_id else await _given(backend, record.run_id, call, answer)
     if given is None or given.seq is None:
         same = Repeats(backend, "answer", record.run_id, call, answer.digest())
         return int(await same.first(str(record.last_seq)))
     return given.seq - 1
 
 
-async def _was_given(backend: Backend, record: RunRecord, call: str, answer: Answer) -> bool:
+async def _given(backend: Backend, run_id: str, call: str, answer: Answer) -> Answer | None:
     try:
-        return await backend.decisions.given(record.run_id, call, answer) is not None
+        return await backend.decisions.given(run_id, call, answer)
     except UnknownCall:
-        return False
+        return None
 
 
 async def resumed(backend: Backend, record: RunRecord, call: str | None, data: Json) -> int:
@@ -73,15 +73,15 @@ async def resumed(backend: Backend, record: RunRecord, call: str | None, data: J
     """
     same = Repeats(backend, "resume", record.run_id, call, data)
     meant = await same.known() or await _meant(backend, record, call)
-    kind, question, call = meant.split(" ", 2)
-    if question:
-        kind, question, call = (await same.first(meant)).split(" ", 2)
-    return await answered(backend, record, call, _answer(kind, data), question=question or None)
+    if meant.split(" ", 1)[0].endswith(WAITS):
+        meant = await same.first(meant)
+    kind, run_id, question, call = meant.split(" ", 3)
+    answer = _answer(kind.removesuffix(WAITS), data)
+    return await answered(backend, record, call, answer, run_id=run_id, question=question or None)
 
 
 async def _meant(backend: Backend, record: RunRecord, call: str | None) -> str:
-    """What a call waits for, which of its questions that is, and the call; without the question when it does not wait
-    any more."""
+    """What a call waits for, in which run below this one, which of its questions that is, and the call."""
     [view] = await backend.views([record])
     waiting = {each.tool_call_id: each for each in view.pending or []}
     [own] = await backend.decisions.calls([record.run_id])
@@ -94,9 +94,10 @@ async def _meant(backend: Backend, record: RunRecord, call: str | None) -> str:
     if call is None:
         raise RunEnded("The run has ended, and no call of it has waited.") if view.ended else UnknownCall
     if call in waiting:
-        return f"{waiting[call].kind} {waiting[call].question_id or ''} {call}"
+        asked = waiting[call]
+        return f"{asked.kind}{WAITS} {asked.run_id or ''} {asked.question_id or ''} {call}"
     kind = next((each.question.kind for each in own if each.tool_call_id == call), "")
-    return f"{kind}  {call}"
+    return f"{kind}   {call}"
 
 
 def _answer(kind: str | None, data: Json) -> Answer:

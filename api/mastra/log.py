@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Final
 
 import orjson
@@ -17,7 +18,7 @@ from durable.backend import Backend
 from durable.errors import UnknownRun
 from durable.journal import Entry, blocks_of
 from durable.runs import BACKGROUND, RunRecord
-from durable.views import RunStatus
+from durable.views import RunStatus, TaskStatus
 
 from .framing import DONE, HEARTBEAT_SECONDS
 
@@ -47,6 +48,24 @@ def waits(record: RunRecord) -> bool:
     return record.status is RunStatus.SUSPENDED and record.reason != BACKGROUND
 
 
+async def pauses(backend: Backend, record: RunRecord) -> bool:
+    """Whether nothing comes of a run before somebody does something: it waits, or its background tasks do, all of them,
+    and it would wait for them without an end."""
+    if waits(record):
+        return True
+    if record.status is not RunStatus.SUSPENDED or record.idles:
+        return False
+    [view] = await backend.views([record])
+    if not view.pending:
+        return False
+    for status in (TaskStatus.PENDING, TaskStatus.RUNNING):
+        under_way, _ = await backend.tasks.page(status=status, run=record.run_id, limit=1)
+        if under_way:
+            return False
+    # What a task waits for is told in the run's log at once: a reader who has all of that has been told.
+    return (await backend.runs.get(record.run_id)).last_seq == record.last_seq
+
+
 async def told(backend: Backend, record: RunRecord, after: int, *, to_the_end: bool = False) -> AsyncGenerator[bytes]:
     """A run's chunks after a cursor, as blocks, and the mark of the end.
 
@@ -61,7 +80,7 @@ async def told(backend: Backend, record: RunRecord, after: int, *, to_the_end: b
         record.run_id,
         min(after, record.last_seq),
         silence=HEARTBEAT_SECONDS,
-        pauses=None if to_the_end else waits,
+        pauses=None if to_the_end else partial(pauses, backend),
     )
     async with aclosing(pages):
         async for page in pages:

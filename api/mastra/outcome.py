@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import aclosing
+from functools import partial
 from typing import Any, Final
 
 import orjson
@@ -24,7 +25,7 @@ from durable.views import PendingCall, RunStatus, RunView
 
 from ..sse import HEADERS
 from .framing import HEARTBEAT_SECONDS
-from .log import waits
+from .log import pauses
 from .problems import problem
 
 Told = dict[str, Any]
@@ -86,14 +87,15 @@ async def _late(waiting: asyncio.Task[Told | str], run_id: str) -> AsyncIterator
 async def _full(backend: Backend, record: RunRecord) -> Told | str:
     """What a run has come to; why it failed, when it did."""
     heard = _Heard()
-    async with aclosing(backend.observer.pages(record.run_id, silence=HEARTBEAT_SECONDS, pauses=waits)) as pages:
+    reading = backend.observer.pages(record.run_id, silence=HEARTBEAT_SECONDS, pauses=partial(pauses, backend))
+    async with aclosing(reading) as pages:
         async for page in pages:
             for entry in page:
                 for seq, body in enumerate(entry.bodies, entry.first):
                     if body.startswith(_PREFIXES):
                         heard.take(seq, orjson.loads(body))
     record = await backend.runs.get(record.run_id)
-    if not (record.status.ended or waits(record)):
+    if not (record.status.ended or await pauses(backend, record)):
         raise StoreUnavailable("This server stops. The run goes on: ask again.")
     [view] = await backend.views([record])
     if view.status is RunStatus.FAILED and view.tripwire is None:

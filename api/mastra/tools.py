@@ -7,6 +7,7 @@ lost. Nobody is there to be asked: a call that would wait for somebody is given 
 from __future__ import annotations
 
 from contextlib import aclosing
+from functools import partial
 from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
@@ -19,7 +20,7 @@ from durable.views import RunStatus, ToolView
 from ..dependencies import TheBackend
 from .agents import as_json, tool_of
 from .bodies import NOT_SUPPORTED, Sent
-from .log import waits
+from .log import pauses
 from .outcome import CLOSED
 from .problems import Refused, asks_nothing, refuse
 from .repeats import Repeats
@@ -93,12 +94,13 @@ async def _settled(backend: Backend, record: RunRecord, request: Request) -> Run
     Raises:
         StoreUnavailable: Redis does not answer, or this server stops: the same request may be sent again.
     """
-    async with aclosing(backend.observer.pages(record.run_id, silence=LOOK_SECONDS, pauses=waits)) as pages:
+    reading = backend.observer.pages(record.run_id, silence=LOOK_SECONDS, pauses=partial(pauses, backend))
+    async with aclosing(reading) as pages:
         async for page in pages:
             if not page and await request.is_disconnected():
                 return None
     record = await backend.runs.get(record.run_id)
-    if not (record.status.ended or waits(record)):
+    if not (record.status.ended or await pauses(backend, record)):
         raise StoreUnavailable("This server stops. The call goes on: ask again.")
     return record
 

@@ -52,4 +52,8 @@ end
 share(run, run_id)
 move(run, ARGV[4], run_id, 'running', 'suspended')
 redis.call('PUBLISH', ARGV[5], 'suspended') -- whoever follows looks: there may be no chunk that tells of it
+local parent = redis.call('HGET', run, 'parentRunId')
+if parent then
+  redis.call('PUBLISH', run_of(run, run_id, parent) .. ':live', 'suspended') -- that one may wait for nothing else
+end
 return 'suspended'

@@ -267,6 +267,11 @@ class RunRecord:
         return int(self.fields["maxIdle"]) / 1000 if "maxIdle" in self.fields else None
 
     @property
+    def idles(self) -> bool:
+        """Whether its turn has ended and it waits for its tasks, which it does for so long at most."""
+        return self.status is RunStatus.SUSPENDED and "idleUntil" in self.fields
+
+    @property
     def begat(self) -> bool:
         """Whether it has started others: tasks, or runs of sub-agents."""
         return "begat" in self.fields

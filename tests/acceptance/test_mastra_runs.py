@@ -144,6 +144,22 @@ def test_a_suspended_call_is_resumed_and_asked_again_where_the_data_does_not_do(
     assert mastra.observed(run_id, "gated") == [*first, *again, *rest]
 
 
+def test_a_run_whose_task_waits_for_somebody_is_told_up_to_there(mastra: MastraCaller) -> None:
+    run_id, first = mastra.begin("call choose", "busy")
+    assert first[-1]["type"] == "tool-call-approval"
+    approval = {"runId": run_id, "toolCallId": "call-0"}
+    asked = mastra.chunks("approve-tool-call", approval, "busy")
+    assert "background-task-suspended" in types_of(asked)
+    whole = mastra.ask("approve-tool-call-generate", approval, "busy").json()
+    assert (whole["finishReason"], whole["suspendPayload"]["toolCallId"]) == ("suspended", "call-0")
+    body = {"runId": run_id, "resumeData": {"colour": "red"}}
+    rest = mastra.chunks("resume-stream", body, "busy")
+    assert text_of(rest).strip() == "The tool said chose red"
+    # The answer is told in the log of the task; what comes of it is the same when it is sent again.
+    assert mastra.chunks("resume-stream", body, "busy") == rest
+    assert mastra.observed(run_id, "busy") == [*first, *asked, *rest]
+
+
 def test_an_answer_says_which_call_it_is_for_when_several_wait(mastra: MastraCaller) -> None:
     run_id, _ = mastra.begin("calls paint; paint", "gated")
     body = {"runId": run_id, "resumeData": {"colour": "red"}}

@@ -575,7 +575,7 @@ async def test_a_message_that_cannot_be_read_costs_no_reader_its_ear(own_redis: 
         assert await reader == await bench.wire(run_id)
 
 
-def is_suspended(record: RunRecord) -> bool:
+async def is_suspended(record: RunRecord) -> bool:
     return record.status is RunStatus.SUSPENDED
 
 
