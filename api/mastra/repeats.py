@@ -57,6 +57,16 @@ class Repeats:
             known = await self._store.redis.set(self._name, value, nx=True, ex=seconds, get=True)
         return value if known is None else text(known)
 
+    async def anew(self, seconds: int) -> str:
+        """Another id: this request is not the one that had the one before.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        async with self._store.guard():
+            await self._store.redis.set(self._name, found := new_run_id(), ex=seconds)
+        return found
+
     async def known(self) -> str | None:
         """The same; None if this is the first.
 

@@ -7,6 +7,7 @@ lost. Nobody is there to be asked: a call that would wait for somebody is given 
 from __future__ import annotations
 
 from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final
 
@@ -23,7 +24,7 @@ from .bodies import NOT_SUPPORTED, Sent
 from .log import pauses
 from .outcome import CLOSED
 from .problems import Refused, asks_nothing, refuse
-from .repeats import Repeats
+from .repeats import KNOWN_SECONDS, Repeats
 
 router = APIRouter(prefix="/agents/{agent}/tools/{tool}")
 
@@ -55,9 +56,9 @@ async def execute(agent: str, tool: str, body: Sent, backend: TheBackend, reques
         raise refuse(("requestContext", "This is an object."))
     await _known(backend, agent, tool)
     repeats = Repeats(backend, "execute", agent, tool, args, context)
-    run_id = await repeats.id(LONGEST_CALL)
-    call = ToolCallRequest(tool_name=tool, tool_call_id="execute", args=args, idempotency_key=run_id, unasked=True)
-    record = await _begin(backend, agent, run_id, RunRequest(tool_call=call, deps=context or None))
+    record = await _begin(backend, agent, await repeats.id(LONGEST_CALL), tool, args, context)
+    if await _is_past(backend, record):
+        record = await _begin(backend, agent, await repeats.anew(LONGEST_CALL), tool, args, context)
     ended = await _settled(backend, record, request)
     if ended is None:
         return Response(status_code=CLOSED)
@@ -73,13 +74,22 @@ async def _known(backend: Backend, agent: str, tool: str) -> ToolView:
     return found
 
 
-async def _begin(backend: Backend, agent: str, run_id: str, asked: RunRequest) -> RunRecord:
+async def _is_past(backend: Backend, record: RunRecord) -> bool:
+    """Whether a call was over, long before this request, that nobody has waited for to the end."""
+    [view] = await backend.views([record])
+    return view.finished_at is not None and datetime.now(UTC) - view.finished_at > timedelta(seconds=KNOWN_SECONDS)
+
+
+async def _begin(
+    backend: Backend, agent: str, run_id: str, tool: str, args: dict[str, Any], context: dict[str, Any] | None
+) -> RunRecord:
+    call = ToolCallRequest(tool_name=tool, tool_call_id="execute", args=args, idempotency_key=run_id, unasked=True)
     announced = await backend.announcements.get(agent)
     new = NewRun(
         agent=announced.name,
         kind=TASK,
         queue=announced.queue,
-        request=asked,
+        request=RunRequest(tool_call=call, deps=context or None),
         retention=backend.settings.task_retention_seconds,
         retention_failed=backend.settings.failed_task_retention_seconds,
         run_id=run_id,

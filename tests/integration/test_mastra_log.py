@@ -11,6 +11,7 @@ import pytest
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 
+from api.mastra import tools
 from api.mastra.framing import DONE
 from api.mastra.log import told
 from api.mastra.outcome import CLOSED, outcome
@@ -20,7 +21,7 @@ from durable.backend import Backend
 from durable.chunks import ObjectChunk, StepStart, StepStartPayload, VoidRange
 from durable.errors import StoreUnavailable
 from durable.settings import Settings
-from durable.store import Store
+from durable.store import Store, text
 from tests.conftest import eventually
 from tests.scripted_agents import scripted
 from tests.workbench import Workbench, completed, delta, finish, new_run, step_start
@@ -172,6 +173,29 @@ async def test_who_goes_away_stops_waiting_and_not_the_run(settings: Settings) -
             return (await backend.runs.get(record.run_id)).status == "completed"
 
         await eventually(done, what="the run to complete")
+
+
+async def test_a_call_that_nobody_has_waited_for_is_not_the_answer_to_a_later_one(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tools, "LOOK_SECONDS", 0.02)
+    name, body = scripted.definition.name, {"data": {"ms": 300}}
+    async with executing(settings) as backend:
+        await backend.announcements.announce([scripted.definition])
+        assert (await tools.execute(name, "wait", body, backend, caller(gone=True))).status_code == CLOSED
+        calls = f"{settings.prefix}:tasks"
+        [call] = await backend.store.redis.zrange(calls, 0, -1)
+
+        async def done() -> bool:
+            return (await backend.runs.get(text(call))).status == "completed"
+
+        await eventually(done, what="the call to end")
+        # At once it is the client's own retry.
+        assert (await tools.execute(name, "wait", body, backend, caller())).status_code == 200
+        assert await backend.store.redis.zcard(calls) == 1
+        monkeypatch.setattr(tools, "KNOWN_SECONDS", 0)
+        assert (await tools.execute(name, "wait", body, backend, caller())).status_code == 200
+        assert await backend.store.redis.zcard(calls) == 2
 
 
 async def submitted(backend: Backend, prompt: str) -> Any:
