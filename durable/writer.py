@@ -47,10 +47,11 @@ class _Piece:
     """A chunk that waits. A delta stays open for its neighbours of the same part; all else is encoded at once. An
     object that is still growing gives way to the next one."""
 
-    __slots__ = ("_chunk", "_texts", "body", "key", "note", "size")
+    __slots__ = ("_chunk", "_texts", "begins_step", "body", "key", "note", "size")
 
     def __init__(self, chunk: Chunk | None, key: str | None, text: str, note: Note | None = None) -> None:
         self._chunk = chunk
+        self.begins_step = isinstance(chunk, StepStart)
         self._texts = [text]
         self.key = key
         merges = key not in {None, OBJECT}
@@ -147,12 +148,13 @@ class Ending:
 
 @dataclass(eq=False)
 class _Batch:
-    """Chunks and notes that are written in one step."""
+    """Chunks and notes that are written in one step; `step_at` is the place among them of the last `step-start`."""
 
     number: int
     bodies: list[bytes]
     notes: list[Note]
     ending: Ending | None
+    step_at: int | None = None
     done: asyncio.Future[str] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     def stored(self, run_id: str) -> list[Arg]:
@@ -181,6 +183,8 @@ class RunWriter:
 
     Attributes:
         last_seq: The log's newest seq, as far as this writer knows.
+        step_seq: The seq of the newest `step-start` that it has written; as `next_seq` told it, until that is stored. 0
+            before any.
         on_fenced: Called when Redis refuses a write because the run has another owner, or has ended.
         on_stored: Called when chunks are stored.
         on_progress: Called when what gets the run on is stored.
@@ -192,6 +196,7 @@ class RunWriter:
         self.on_stored: Callable[[], None] = lambda: None
         self.on_progress: Callable[[], None] = lambda: None
         self.last_seq = lease.last_seq
+        self.step_seq = 0
         self.under_way: _Batch | None = None
         self._sender = sender
         self._patience = sender.settings.flush_ms / 1000
@@ -216,6 +221,8 @@ class RunWriter:
         """
         if self._error is not None:
             return
+        if isinstance(chunk, StepStart):
+            self.step_seq = self.next_seq
         if note is not None:
             self._put(_Piece(chunk, None, "", note))
             return
@@ -327,6 +334,8 @@ class RunWriter:
             self.lease.ending = False
         else:
             self.last_seq = int(reply[2])
+            if batch.step_at is not None and not any(piece.begins_step for piece in self._pieces):
+                self.step_seq = int(reply[1]) + batch.step_at
             if batch.bodies and batch.ending is None:
                 self.on_stored()
             if any(note.progress for note in batch.notes):
@@ -369,13 +378,15 @@ class RunWriter:
         self._sent_at = asyncio.get_running_loop().time()
         count = len(self._pieces) if ending is not None else self._fitting()
         pieces = self._pieces[:count]
-        bodies = [body for piece in pieces if (body := piece.encode())]
+        told = [(piece, body) for piece in pieces if (body := piece.encode())]
+        bodies = [body for _, body in told]
+        step_at = max((place for place, (piece, _) in enumerate(told) if piece.begins_step), default=None)
         notes = [piece.note for piece in pieces if piece.note is not None]
         del self._pieces[:count]
         self._urgent = self._urgent and bool(self._pieces)
         self._number += 1
         self.lease.ending = ending is not None
-        self.under_way = _Batch(self._number, bodies, notes, ending)
+        self.under_way = _Batch(self._number, bodies, notes, ending, step_at)
         self._sender.enqueue(self)
         return self.under_way
 

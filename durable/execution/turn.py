@@ -179,7 +179,7 @@ class Turn:
         self._tee = Tee(self._say) if "raw" in (request.include or ()) else None
         self._done = False
         self._message_id = ""
-        self._first = start.progress.first if start.progress else 0
+        self._before = start.progress.first if start.progress else 0
         self._tail = start.tail
         self._ledger = start.ledger
         self._void = start.tail.torn
@@ -355,7 +355,6 @@ class Turn:
         self._budget.begin_step()
         self.record.step += 1
         self._message_id, before = str(uuid4()), copy(run.usage)
-        self._first = self._writer.next_seq
         self._write(self.translator.begin_step(self.record.step, self._message_id, self._void))
         self._void, self._tail = None, Tail()
         self._probe(Point.MODEL_BEFORE)
@@ -384,7 +383,7 @@ class Turn:
         else:
             # The response was not accepted, and another one is asked for: what was said of it does not count.
             self._budget.end_step()
-            self._void = await self._void_since(self._first)
+            self._void = await self._void_step()
         return following
 
     async def _call_tools(self, run: AgentRun[Any, Any], node: Any) -> Any:
@@ -440,10 +439,15 @@ class Turn:
         self._writer.write(chunks[-1], Note(checkpoint=self.stored.encode(progress)))
         self.record.advanced = True
 
-    async def _void_since(self, seq: int) -> VoidRange:
-        """All that was said since a chunk, with it."""
+    @property
+    def _first(self) -> int:
+        """The seq of the chunk that begins the newest step."""
+        return self._writer.step_seq or self._before
+
+    async def _void_step(self) -> VoidRange:
+        """All that was said since the newest step began."""
         await self._writer.flush()  # others may have written to the log, too
-        return VoidRange.model_validate({"from": seq, "to": self._writer.next_seq - 1})
+        return VoidRange.model_validate({"from": self._first, "to": self._writer.next_seq - 1})
 
     async def _tell(self, events: AsyncIterable[Any]) -> AsyncIterator[Any]:
         """Write what a node says, and give it on."""
@@ -463,8 +467,7 @@ class Turn:
         if isinstance(event, DeferredToolResultsEvent):
             await self.waits.decided(event.results)
         if self.translator.begins_anew(event):
-            void = await self._void_since(self._first)
-            self._first = self._writer.next_seq
+            void = await self._void_step()
             self._write(self.translator.begin_again(self.record.step, self._message_id, void, event))
         if self._tee is not None:
             self._tee.release()

@@ -160,6 +160,23 @@ async def test_the_first_delta_of_every_step_leaves_at_once(bench: Workbench) ->
     assert await bench.texts(writer.lease.run_id) == ["first", "later"] * 3
 
 
+async def test_the_seq_of_a_step_is_that_of_the_log_whoever_else_writes_to_it(bench: Workbench) -> None:
+    writer = await bench.writer()
+    keys, run_id = bench.store.keys, writer.lease.run_id
+    writer.write(delta("before"))
+    await writer.flush()
+    await bench.store.redis.xadd(keys.log(run_id), {"c": b'0 {"type":"other"}'}, id="0-2")
+    await bench.store.redis.hset(keys.run(run_id), "lastSeq", "2")
+
+    writer.write(delta("still of the step before"))
+    writer.write(step_start())
+    writer.write(delta("after"))
+    await writer.flush()
+
+    [begun] = [chunk for chunk in await bench.chunks(run_id) if chunk.type == "step-start"]
+    assert writer.step_seq == begun.seq == 4
+
+
 async def test_a_chunk_that_is_no_delta_takes_along_what_waits_before_it(bench: Workbench) -> None:
     writer = await bench.writer()
     for chunk in (step_start(), text_start(), delta("a")):

@@ -196,26 +196,46 @@ async def test_it_may_begin_anew_more_than_once() -> None:
     assert len(voids(chunks)) == 2
 
 
+async def by_others(turn: Turn) -> None:
+    """Somebody else writes to the log of a run, once that has all that its attempt has said."""
+    writer = turn._writer
+    await writer.flush()
+    store, run_id = writer._sender.store, writer.lease.run_id
+    last = await store.redis.hincrby(store.keys.run(run_id), "lastSeq", 1)
+    body = encode_body(BackgroundTaskStarted(payload=TaskPayload(task_id="t", tool_name="x", tool_call_id="c")))
+    await store.redis.xadd(store.keys.log(run_id), {"c": b"0 " + body}, id=f"0-{last}")
+
+
 async def test_all_that_was_torn_is_void_though_others_have_written_to_the_log_meanwhile(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As a background task does when it ends: from then on an attempt does not know the number of its next chunk."""
-    void_since = Turn._void_since
+    void_step = Turn._void_step
 
-    async def after_others(turn: Turn, seq: int) -> VoidRange:
-        writer = turn._writer
-        await writer.flush()
-        store, run_id = writer._sender.store, writer.lease.run_id
-        last = await store.redis.hincrby(store.keys.run(run_id), "lastSeq", 1)
-        body = encode_body(BackgroundTaskStarted(payload=TaskPayload(task_id="t", tool_name="x", tool_call_id="c")))
-        await store.redis.xadd(store.keys.log(run_id), {"c": b"0 " + body}, id=f"0-{last}")
-        writer.write(TextDelta(payload=PartTextPayload(id="torn", text="torn")))
-        return await void_since(turn, seq)
+    async def after_others(turn: Turn) -> VoidRange:
+        await by_others(turn)
+        turn._writer.write(TextDelta(payload=PartTextPayload(id="torn", text="torn")))
+        return await void_step(turn)
 
-    monkeypatch.setattr(Turn, "_void_since", after_others)
+    monkeypatch.setattr(Turn, "_void_step", after_others)
     output, chunks = await told([segment(text("so "), text("far")), segment(text("so good"))])
     assert output == fold(chunks).text == "so good"
     assert "torn" in [chunk.payload.text for chunk in chunks if isinstance(chunk, TextDelta)]
+
+
+async def test_nothing_before_a_step_is_void_though_others_have_written_to_the_log_before_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ask_model = Turn._ask_model
+
+    async def after_others(turn: Turn, run: Any, node: Any) -> Any:
+        await by_others(turn)
+        turn._writer.write(TextDelta(payload=PartTextPayload(id="before", text="before, ")))
+        return await ask_model(turn, run, node)
+
+    monkeypatch.setattr(Turn, "_ask_model", after_others)
+    output, chunks = await told([segment(text("so "), text("far")), segment(text("so good"))])
+    assert (output, fold(chunks).text) == ("so good", "before, so good")
 
 
 def test_what_stands_before_the_part_that_begins_anew_is_told_again() -> None:
