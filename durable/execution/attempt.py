@@ -176,6 +176,7 @@ class Attempt:
         self._waiting = waiting
         self._mirror = mirror
         self._read_idling = read_idling
+        self._has_begun = start.tail.begun
         self._call = request.tool_call
         self._turn = Turn(
             definition,
@@ -331,7 +332,8 @@ class Attempt:
     async def _execute(self) -> Outcome:
         if self._record.cancel_requested:
             return await self._settle(self._endings.cancelled(await self._asked()))
-        if self._record.last_seq == self._record.watched:
+        # Others may have written to the log before: a task that a retry has taken over.
+        if self._record.last_seq == self._record.watched or not self._has_begun:
             self._writer.write(Start(payload=StartPayload(id=self._definition.name, message_id=str(uuid4()))))
         if self._mirror is not None:
             await self._announce(self._mirror)

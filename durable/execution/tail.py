@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from durable.chunks import (
     BackgroundTaskStarted,
     Chunk,
+    Start,
     StepFinish,
     StepStart,
     ToolCall,
@@ -29,12 +30,14 @@ class Tail:
     """The log beyond a checkpoint.
 
     Attributes:
+        begun: Whether the log tells that the run has started; not looked for where there is a checkpoint, or no log.
         called: Calls of the checkpoint's step that the log has.
         settled: Calls of the checkpoint's step whose outcome the log has.
         step_finished: Whether the log has the end of that step.
         torn: The seqs of a model response that was begun after it and never completed.
     """
 
+    begun: bool = True
     called: set[str] = field(default_factory=set)
     settled: set[str] = field(default_factory=set)
     step_finished: bool = False
@@ -47,13 +50,15 @@ class Tail:
         Raises:
             StoreUnavailable: Redis does not answer.
         """
-        tail = cls()
+        tail = cls(begun=after > 0)
         async for chunk in _chunks(store, run_id, after):
             match chunk:
                 case StepStart():
                     # From here on all belongs to responses that no checkpoint has.
                     tail.torn = VoidRange.model_validate({"from": chunk.seq, "to": last_seq})
                     break
+                case Start():
+                    tail.begun = True
                 case ToolCall():
                     tail.called.add(chunk.payload.tool_call_id)
                 case ToolResult() | ToolError() | BackgroundTaskStarted():

@@ -471,6 +471,28 @@ async def test_a_retry_takes_no_task_that_has_ended_for_one_that_goes_on(
         assert {text(task): text(state) for task, state in taken.items()} == dict.fromkeys(tasks, "ended")
 
 
+async def test_a_retry_says_that_it_starts_though_a_task_has_written_to_its_log_before(
+    connected: Any, store: Store, settings: Settings
+) -> None:
+    gate = Gate()
+    async with connected(agent_of(gate.work, background=True)) as agent:
+        handle = await agent.stream("go", until_idle=60)
+        await idle(handle)
+        await store.redis.hset(store.keys.run(handle.run_id), "status", "failed")
+        record, _ = await Runs(store, settings).retry(handle.run_id)
+        gate.open.set()
+
+        async def has_ended() -> bool:
+            return await store.redis.hvals(store.keys.children(record.run_id)) == [b"ended"]
+
+        await eventually(has_ended, what="the task to end")
+        backend = await agent._backend()
+        await backend.dispatch(await backend.runs.get(record.run_id))
+        chunks = [chunk.type async for chunk in (await agent.handle(record.run_id)).observe()]
+        assert chunks.count("start") == 1
+        assert chunks.index("background-task-completed") < chunks.index("start")
+
+
 async def test_a_run_that_has_waited_for_long_enough_waits_anew_for_what_it_starts_after_that(
     connected: Any, store: Store, settings: Settings
 ) -> None:
