@@ -242,7 +242,9 @@ async def test_a_retry_tells_what_the_failed_run_did_not_and_hears_what_it_is_to
         assert await result(again) == ["first", "second", "third"]
 
 
-async def test_a_message_of_a_failed_run_that_is_sent_to_its_retry_again_is_told_once(connected: Any) -> None:
+async def test_a_message_of_a_failed_run_that_is_sent_to_its_retry_again_is_told_once(
+    connected: Any, store: Store
+) -> None:
     model = Model()
     model.fails = {2}
     model.open.clear()
@@ -266,6 +268,7 @@ async def test_a_message_of_a_failed_run_that_is_sent_to_its_retry_again_is_told
         model.open.set()
         assert await result(again) == ["first", "second"]
         assert model.asked == 3
+        assert await Doctor(store).examine(again.run_id) == set()
 
 
 async def test_a_run_at_its_limit_ends_whatever_it_is_told(connected: Any) -> None:
