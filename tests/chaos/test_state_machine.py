@@ -32,7 +32,8 @@ EVERYWHERE: Final = os.environ.get("CHAOS") == "all"
 SEED: Final = int(os.environ.get("SEED", "1"))
 RETENTION: Final = 3600
 """Seconds: no run that has ended expires before its case is over."""
-RUNS: Final = st.integers(0, 2)
+RUNS: Final = st.integers(0, 5)
+"""Which run: any of three, or one of those that are executed. What is refused otherwise is seldom worth a step."""
 LIVE: Final = ("queued", "running", "suspended")
 CALLS: Final = st.sampled_from(["c1", "c2"])
 
@@ -149,17 +150,32 @@ class Runs(RuleBasedStateMachine):
         self.words += count
         return [encode_body(delta(str(self.words - i))) for i in range(count)]
 
+    def pick(self, run: int) -> Model:
+        executed = [model for model in self.models if model.status == "running"]
+        among = executed if run > 2 and executed else self.models
+        return among[run % len(among)]
+
+    def claimable(self) -> list[Model]:
+        return [model for model in self.models if model.status in {"queued", "running"}]
+
     @precondition(lambda self: len(self.models) < 3)
-    @rule()
-    def create(self) -> None:
+    @rule(at=st.sampled_from(["queued", "executed", "asking"]))
+    def create(self, at: str) -> None:
+        """A run begins; some are executed at once, or ask for an answer: most other rules need one that does."""
         model = Model(self.do(self.bench.create(retention=RETENTION)))
         self.do(self.store.redis.zadd(self.keys.wakeups, {model.run_id: 0}, xx=True))
         self.models.append(model)
+        if at != "queued":
+            self.take(model)
+        if at == "asking":
+            self.ask(model, model.token, "c1", due=True)
 
     @precondition(lambda self: self.models)
     @rule(run=RUNS)
     def claim(self, run: int) -> None:
-        model = self.models[run % len(self.models)]
+        self.take(self.pick(run))
+
+    def take(self, model: Model) -> None:
         found = self.do(claim(self.store, self.bench.settings, model.run_id, "me"))
         if model.status not in LIVE:
             assert found == Refusal("ended")
@@ -174,11 +190,20 @@ class Runs(RuleBasedStateMachine):
             assert isinstance(found, Lease)
             assert (found.token, found.last_seq, found.claims) == (model.token, len(model.log), model.claims)
 
+    @precondition(lambda self: self.claimable())
+    @rule(nth=RUNS)
+    def take_over(self, nth: int) -> None:
+        """An owner takes a run that nobody executes, or from one whose time is over."""
+        found = self.claimable()
+        model = found[nth % len(found)]
+        self.lose(model)
+        self.take(model)
+
     @precondition(lambda self: self.models)
     @rule(run=RUNS, behind=st.integers(0, 2), count=st.integers(0, 3), progress=st.booleans())
     def append(self, run: int, behind: int, count: int, *, progress: bool) -> None:
         """The next batch of a writer, of the newest token or of an older one."""
-        model = self.models[run % len(self.models)]
+        model = self.pick(run)
         token, bodies = model.token - behind, self.bodies(count)
         number = model.writers[token].number + 1 if token in model.writers else 1
         answer = self.do(self._append(model, token, number, bodies, progress=progress))
@@ -191,19 +216,20 @@ class Runs(RuleBasedStateMachine):
         assert answer == ["written", first, last]
 
     @precondition(lambda self: any(model.writers for model in self.models))
-    @rule(run=RUNS, behind=st.integers(0, 2))
-    def append_again(self, run: int, behind: int) -> None:
+    @rule(run=RUNS, nth=st.integers(0, 2))
+    def append_again(self, run: int, nth: int) -> None:
         """A batch that was written is sent again: by the newest owner, however the run stands, or by one before it."""
-        model = self.models[run % len(self.models)]
-        sent = model.writers.get(model.token - behind)
-        if sent is not None:
-            answer = self.do(self._append(model, model.token - behind, sent.number, sent.bodies))
-            assert answer == (["fenced"] if behind else ["seen", sent.first, sent.last])
+        model = self.pick(run)
+        sent = list(model.writers.items())
+        if sent:
+            token, batch = sent[-1 - nth % len(sent)]
+            answer = self.do(self._append(model, token, batch.number, batch.bodies))
+            assert answer == (["seen", batch.first, batch.last] if token == model.token else ["fenced"])
 
     @precondition(lambda self: self.models)
     @rule(run=RUNS)
     def append_with_a_gap(self, run: int) -> None:
-        model = self.models[run % len(self.models)]
+        model = self.pick(run)
         sent = model.writers.get(model.token)
         answer = self.do(self._append(model, model.token, (sent.number if sent else 0) + 2, self.bodies(1)))
         assert answer == (["gap"] if model.status == "running" else ["fenced"])
@@ -217,7 +243,7 @@ class Runs(RuleBasedStateMachine):
     )
     def finish(self, run: int, behind: int, status: str, *, settled: bool) -> None:
         """An owner ends a run: whatever is open, or `settled`, not before all is answered, made and heard."""
-        model = self.models[run % len(self.models)]
+        model = self.pick(run)
         token, bodies = model.token - behind, self.bodies(1)
         sent = model.writers.get(token)
         number = sent.number + 1 if sent else 1
@@ -241,8 +267,11 @@ class Runs(RuleBasedStateMachine):
     @rule(run=RUNS, behind=st.integers(0, 1), call=CALLS, due=st.booleans())
     def announce(self, run: int, behind: int, call: str, *, due: bool) -> None:
         """A call begins to wait: for the first time, or again after it was answered."""
-        model = self.models[run % len(self.models)]
-        token, bodies, before = model.token - behind, self.bodies(1), model.calls.get(call)
+        model = self.pick(run)
+        self.ask(model, model.token - behind, call, due=due)
+
+    def ask(self, model: Model, token: int, call: str, *, due: bool) -> None:
+        bodies, before = self.bodies(1), model.calls.get(call)
         if before is not None and before.answer is None:
             return  # nobody asks twice
         place = 0 if before is None else before.round + 1
@@ -262,7 +291,7 @@ class Runs(RuleBasedStateMachine):
     @rule(run=RUNS, call=CALLS, kind=st.sampled_from(["approve", "decline"]))
     def decide(self, run: int, call: str, kind: Any) -> None:
         """Somebody answers: first, again in the same way, in another way, or too late."""
-        model = self.models[run % len(self.models)]
+        model = self.pick(run)
         waited, answer = model.calls.get(call), Answer(kind=kind, actor="somebody")
         deciding = self.decisions.decide(model.run_id, call, answer)
         if waited is None:
@@ -284,7 +313,7 @@ class Runs(RuleBasedStateMachine):
     @rule(run=RUNS, call=CALLS, passed=st.booleans())
     def reach_a_deadline(self, run: int, call: str, *, passed: bool) -> None:
         """A sweeper acts on a deadline that it saw; it may be gone by now, or not have passed."""
-        model = self.models[run % len(self.models)]
+        model = self.pick(run)
         waited, answer = model.calls.get(call), Answer(kind="decline", reason="late", actor=DEADLINE)
         if waited is None or waited.answer is not None or model.status not in LIVE:
             return
@@ -302,7 +331,7 @@ class Runs(RuleBasedStateMachine):
     @rule(run=RUNS, behind=st.integers(0, 1), call=CALLS, kind=st.sampled_from(["approve", "decline"]))
     def settle(self, run: int, behind: int, call: str, kind: Any) -> None:
         """An attempt's own code answers, of the newest token or of an older one: what was answered before stands."""
-        model = self.models[run % len(self.models)]
+        model = self.pick(run)
         waited, answer = model.calls.get(call), Answer(kind=kind, actor=HANDLER)
         if waited is None:
             return
@@ -320,7 +349,7 @@ class Runs(RuleBasedStateMachine):
     @rule(run=RUNS, message=st.sampled_from(["m1", "m2", "m3"]), said=st.sampled_from(["go on", "stop"]))
     def tell(self, run: int, message: str, said: str) -> None:
         """Somebody leaves a message for the model: first, again, another one with the same id, or too late."""
-        model = self.models[run % len(self.models)]
+        model = self.pick(run)
         telling = self.messages.send(model.run_id, said, message_id=message)
         if message in model.messages:
             if model.messages[message] == said:
@@ -350,7 +379,7 @@ class Runs(RuleBasedStateMachine):
     @rule(run=RUNS)
     def look_for_answers(self, run: int) -> None:
         """The owner hears of the answers, and of the messages."""
-        model = self.models[run % len(self.models)]
+        model = self.pick(run)
         found, seen = self.do(self.decisions.answers(model.run_id))
         model.look()
         assert seen == model.seen
@@ -364,7 +393,7 @@ class Runs(RuleBasedStateMachine):
         """An owner gives the run up until somebody answers; not if somebody has, and it does not know; nor, `asking`,
         if nobody was asked.
         """
-        model = self.models[run % len(self.models)]
+        model = self.pick(run)
         lease = Lease(model.run_id, model.token - behind, 0, 0)
         verdict = self.do(suspend(self.store, lease, model.seen, {"reason": "decision"}, asking=asking))
         if model.status == "suspended" and not behind:
@@ -384,7 +413,7 @@ class Runs(RuleBasedStateMachine):
     @precondition(lambda self: self.models)
     @rule(run=RUNS)
     def cancel(self, run: int) -> None:
-        model = self.models[run % len(self.models)]
+        model = self.pick(run)
         cancelling = self.bench.runs.cancel(model.run_id)
         if model.status in {"completed", "failed"}:
             with pytest.raises(RunEnded):
@@ -403,7 +432,7 @@ class Runs(RuleBasedStateMachine):
     @precondition(lambda self: self.models)
     @rule(run=RUNS, behind=st.integers(0, 1))
     def release(self, run: int, behind: int) -> None:
-        model = self.models[run % len(self.models)]
+        model = self.pick(run)
         lease = Lease(model.run_id, model.token - behind, 0, 0)
         released = self.do(release(self.store, lease, wake_after=-1))
         assert released is (model.status == "running" and not behind)
@@ -415,7 +444,9 @@ class Runs(RuleBasedStateMachine):
     @rule(run=RUNS)
     def expire(self, run: int) -> None:
         """The lease of a run runs out."""
-        model = self.models[run % len(self.models)]
+        self.lose(self.pick(run))
+
+    def lose(self, model: Model) -> None:
         member = {f"{model.run_id}:{model.token}": 0}
         assert self.do(self.store.redis.zadd(self.keys.leases, member, xx=True, ch=True)) == model.held
         model.held = False
@@ -424,7 +455,7 @@ class Runs(RuleBasedStateMachine):
     @rule(run=RUNS, behind=st.integers(0, 1))
     def renew(self, run: int, behind: int) -> None:
         """An owner renews: also when its time is over, as long as nobody has noticed."""
-        model = self.models[run % len(self.models)]
+        model = self.pick(run)
         member = f"{model.run_id}:{model.token - behind}"
         [kept] = self.do(self.store.run(RENEW, [self.keys.leases], [FAR_MS, member]))
         assert bool(kept) is (model.leased and not behind)
@@ -434,7 +465,7 @@ class Runs(RuleBasedStateMachine):
     @rule(run=RUNS, behind=st.integers(0, 1))
     def requeue_a_lost_run(self, run: int, behind: int) -> None:
         """A sweeper acts on a lease that it saw, now or a while ago."""
-        model = self.models[run % len(self.models)]
+        model = self.pick(run)
         again = self.do(self._requeue(model, str(model.token - behind)))
         assert again == (model.leased and not model.held and not behind)
         if again:
@@ -444,14 +475,14 @@ class Runs(RuleBasedStateMachine):
     @rule(run=RUNS)
     def wake_again(self, run: int) -> None:
         """A sweeper repeats a wake-up."""
-        model = self.models[run % len(self.models)]
+        model = self.pick(run)
         assert self.do(self._requeue(model, "")) == (model.woken and model.status == "queued")
 
     @precondition(lambda self: any(model.log for model in self.models))
     @rule(run=RUNS, where=st.floats(0, 1))
     def observe(self, run: int, where: float) -> None:
         """A reader comes from anywhere."""
-        model = self.models[run % len(self.models)]
+        model = self.pick(run)
         after = int(where * len(model.log))
         entries = self.do(read(self.store, model.run_id, after, limit=10_000))
         seqs = [entry.first + i for entry in entries for i in range(len(entry.bodies))]
