@@ -298,7 +298,7 @@ class Runs(RuleBasedStateMachine):
             with pytest.raises(UnknownCall):
                 self.do(deciding)
         elif waited.answer is not None:
-            if waited.answer.kind == kind:
+            if waited.answer.digest() == answer.digest():  # a deadline's reason makes another answer of it
                 assert self.do(deciding) is None
             else:
                 with pytest.raises(AlreadyDecided):
